@@ -1,0 +1,72 @@
+"""The documented keys of batches and outputs, and what loss terms return.
+
+A batch and a model's outputs are flat dicts with the batch axis first. A missing modality is a
+missing key, never None. Extra keys are free.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Batch = dict[str, Any]
+Outputs = dict[str, Any]
+
+BATCH = {
+    "image": "[B,H,W,3] uint8 RGB; becomes float inside the model",
+    "tokens": "[B,L] int32: bos, words, eos, then pad",
+    "token_mask": "[B,L] bool: true from bos to eos",
+    "label": "[B] int32 class, where the source has one",
+    "mask": "[B] bool: false for the padding rows of a ragged batch",
+    "key": "[B] text naming the record; host only",
+    "bad_index": "[B] int64: the damaged record that this row replaces, or -1; host only",
+    "bad_kind": "[B] int32: index into records.DAMAGE, or -1; host only",
+}
+HOST_ONLY = ("key", "bad_index", "bad_kind")
+
+OUTPUTS = {
+    "image_embedding": "[B,D] float32, unit length",
+    "text_embedding": "[B,D] float32, unit length",
+    "image_tokens": "[B,N,W] what the caption decoder attends to",
+    "text_tokens": "[B,L,W] of the unimodal text tower",
+    "caption_logits": "[B,L,V] float32: position i predicts token i+1",
+    "logit_scale": "[] float32: the inverse temperature of the similarities",
+    "logit_bias": "[] float32: added to the scaled similarities of the sigmoid loss",
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean that is still a sum and a count, so that it adds exactly over rows, steps and devices."""
+
+    total: Float[Array, ""]
+    count: Float[Array, ""]
+
+    @classmethod
+    def of(cls, values: Float[Array, "..."], mask: Any = None) -> "Mean":
+        """The mean of `values` where `mask` (broadcastable, any dtype) is not zero."""
+        values = values.astype(jnp.float32)
+        weight = (
+            jnp.ones_like(values) if mask is None else jnp.broadcast_to(mask != 0, values.shape)
+        )
+        return cls(jnp.where(weight, values, 0.0).sum(), weight.sum(dtype=jnp.float32))
+
+    def __add__(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def compute(self) -> Float[Array, ""]:
+        """The mean; zero when nothing was counted."""
+        return self.total / jnp.maximum(self.count, 1e-12)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Aux:
+    """What a loss says besides its value: its terms, other metrics, and what `update_extra` needs."""
+
+    terms: dict[str, Mean]
+    metrics: dict[str, Mean] = dataclasses.field(default_factory=dict)
+    carry: Any = None
