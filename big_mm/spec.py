@@ -82,20 +82,24 @@ def _build(node: Any, path: str, trusted: Sequence[str] | None) -> Any:
         raise type(error)(f"{path}: {error}") from error
 
 
-def resolve(config: Any) -> Any:
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The same config with every default of every component written out.
 
     A default that JSON cannot hold stays the component's own affair.
     """
+    return ml_collections.ConfigDict(_as_config(_resolve(config)))
+
+
+def _resolve(config: Any) -> Any:
     if isinstance(config, (list, tuple)):
-        return [resolve(v) for v in config]
+        return [_resolve(v) for v in config]
     if not isinstance(config, (Mapping, ml_collections.ConfigDict)):
         return config
-    out = {k: resolve(config[k]) for k in config}
+    out = {k: _resolve(config[k]) for k in config}
     if CLASS in out:
         for name, parameter in _signature(_locate(out[CLASS])).items():
             if name not in out and _is_plain(parameter.default):
-                out[name] = resolve(parameter.default)
+                out[name] = parameter.default
     return out
 
 
@@ -295,7 +299,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, (Mapping, ml_collections.ConfigDict)):
-        return {k: _plain(value[k]) for k in value}
+        return {k: _plain(value[k]) for k in sorted(value)}
     if not _is_plain(value):
         raise UserError(f"{value!r} in a config cannot be saved as JSON")
     return value
