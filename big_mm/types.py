@@ -40,10 +40,13 @@ OUTPUTS = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean that is still a sum and a count, so that it adds exactly over rows, steps and devices."""
+    """A mean that is still a sum and a count: it adds exactly over rows, steps and devices.
 
-    total: Float[Array, ""]
-    count: Float[Array, ""]
+    Both are float32 scalars, or whatever a map over the tree put in their place.
+    """
+
+    total: Any
+    count: Any
 
     @classmethod
     def of(cls, values: Float[Array, "..."], mask: Any = None) -> "Mean":
@@ -65,7 +68,7 @@ class Mean:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Aux:
-    """What a loss says besides its value: its terms, other metrics, and what `update_extra` needs."""
+    """What a loss says besides its value: terms, other metrics, and what `update_extra` needs."""
 
     terms: dict[str, Mean]
     metrics: dict[str, Mean] = dataclasses.field(default_factory=dict)
