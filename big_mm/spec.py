@@ -126,7 +126,7 @@ def load_config(source: str) -> ml_collections.ConfigDict:
     """Loads `FILE.py` or `FILE.py:ARG` by calling its `get_config(ARG)`.
 
     Raises:
-      UserError: no such file, or no `get_config` in it.
+      UserError: no such file, no `get_config` in it, or it returns something else than a spec.
     """
     file, _, argument = source.partition(":")
     path = pathlib.Path(file)
@@ -139,7 +139,10 @@ def load_config(source: str) -> ml_collections.ConfigDict:
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(f"{file} has no get_config(arg='')")
-    return module.get_config(argument) if argument else module.get_config()
+    config = module.get_config(argument) if argument else module.get_config()
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"get_config of {file} returns {type(config).__name__}, not spec(...)")
+    return config
 
 
 def override(config: ml_collections.ConfigDict, arguments: Iterable[str]) -> None:

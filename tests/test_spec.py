@@ -92,9 +92,14 @@ def test_missing_keywords_and_files_are_named(tmp_path):
 
 
 def test_a_config_file_takes_its_argument(tmp_path):
-    (tmp_path / "c.py").write_text("def get_config(arg='base'):\n    return {'size': arg}\n")
-    assert load_config(f"{tmp_path}/c.py") == {"size": "base"}
-    assert load_config(f"{tmp_path}/c.py:large") == {"size": "large"}
+    (tmp_path / "c.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(arg='base'):\n    return ConfigDict({'size': arg}) if arg != 'x' else 3\n"
+    )
+    assert load_config(f"{tmp_path}/c.py").to_dict() == {"size": "base"}
+    assert load_config(f"{tmp_path}/c.py:large").to_dict() == {"size": "large"}
+    with pytest.raises(UserError, match="returns int"):
+        load_config(f"{tmp_path}/c.py:x")
 
 
 def needs_one(components):
