@@ -52,6 +52,17 @@ format: $(INSTALLED) ## let ruff repair what lint reports
 test: lint ## lint, then the whole suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-minimum: .venv-minimum/installed ## the suite on the oldest versions that setup.cfg allows
+	.venv-minimum/bin/python -m pytest $(PYTEST_ARGS)
+
+.venv-minimum/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv --clear .venv-minimum
+	sed -nE 's/^ +([A-Za-z][A-Za-z0-9_-]*)(\[.*\])?>=([^, ]+).*/\1==\3/p' setup.cfg \
+	  > .venv-minimum/constraints.txt
+	.venv-minimum/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint .venv-minimum/constraints.txt --editable '.[cpu,test]'
+	@touch $@
+
 # ---- clean -------------------------------------------------------------------------------------
 
 clean: ## remove caches
