@@ -14,6 +14,7 @@ all of them:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -140,7 +141,7 @@ def decode(
 
     Args:
       step: the model; with beams it is called with rows * num_beams rows after the prefix.
-      cache: the empty cache of `rows` rows.
+      cache: the empty cache, as the step wants it in the first call.
       prefix: what each row begins with: bos, any forced words, then pad up to the greatest length.
       keys: one random key a row, for sampling.
       prefill: the first columns of `prefix` that no row pads; they are fed in one step.
@@ -211,7 +212,7 @@ def beam_search(
         done=jnp.zeros(rows, bool),
     )
     state, parents = _advance(state, logits, prefix, how, vocabulary)
-    cache = _gather(cache, parents, rows, batch_axis)
+    cache = _gather(cache, jnp.zeros_like(parents), rows, batch_axis)
 
     def unfinished(carry: tuple[_Beams, Cache]) -> Array:
         return (carry[0].t < length) & ~carry[0].done.all()
@@ -292,19 +293,18 @@ def _gather(cache: Cache, parents: Array, rows: int, axis: int) -> Cache:
 
     A leaf may hold several cache rows for each row (guidance holds two); they move together.
     """
-    groups, beams = parents.shape
-    index = (jnp.arange(groups)[:, None] * (rows // groups) + parents).reshape(-1)
+    groups = parents.shape[0]
 
     def move(leaf: Array) -> Array:
         if leaf.ndim <= axis:
             return leaf
         before, here, after = leaf.shape[:axis], leaf.shape[axis], leaf.shape[axis + 1 :]
         if here % rows:
-            raise ValueError(
-                f"cache leaf {leaf.shape} has no multiple of {rows} rows on axis {axis}"
-            )
-        leaf = leaf.reshape(*before, rows, here // rows, *after)
-        return jnp.take(leaf, index, axis=axis).reshape(*before, -1, *after)
+            raise ValueError(f"cache leaf {leaf.shape}: axis {axis} is no multiple of {rows} rows")
+        leaf = leaf.reshape(*before, groups, rows // groups, here // rows, *after)
+        # Mapped over the groups, so that a sharded batch gathers within each device.
+        take = jax.vmap(functools.partial(jnp.take, axis=axis), (axis, 0), axis)
+        return take(leaf, parents).reshape(*before, -1, *after)
 
     return jax.tree.map(move, cache)
 

@@ -329,7 +329,7 @@ def test_numbers_do_not_recompile():
 
 def test_a_cache_without_the_rows_is_an_error():
     toy = Toy(2)
-    with pytest.raises(ValueError, match="no multiple of 2 rows"):
+    with pytest.raises(ValueError, match="axis 1 is no multiple of 2 rows"):
         run(toy, cache=toy.cache() | {"odd": jnp.zeros((1, 3, 4))}, num_beams=2)
 
 
