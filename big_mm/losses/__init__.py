@@ -1,0 +1,1 @@
+"""Loss terms, one file a family: frozen dataclasses `(outputs, batch) -> (Mean, metrics)`."""

@@ -1,0 +1,1 @@
+"""Flax Linen modules: layers, the two towers, poolers, and the models composed of them."""

@@ -1,0 +1,174 @@
+"""CoCa: contrastive captioners (arXiv:2205.01917).
+
+An image encoder; a text decoder whose lower half is unimodal (causal, with a CLS token appended
+that gives the text embedding) and whose upper half cross-attends to the image; attentional poolers
+between encoder and decoder: 256 queries for captioning, one for the contrastive embedding.
+"""
+
+import math
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, Num, Shaped
+
+from big_mm.models.heads import CaptionHead, Temperature, unit
+from big_mm.models.layers import Transformer, choose
+from big_mm.models.pooling import AttentionalPooler
+from big_mm.models.text import TextTransformer, cache_mask, causal_mask, legacy_cls_mask
+from big_mm.models.vision import VisionTransformer
+from big_mm.spec import UserError
+from big_mm.types import Batch, Outputs
+
+POOLING = ("cascade", "parallel")
+
+
+class CoCa(nn.Module):
+    """The two objectives' model; sizes in `variants.py`.
+
+    The paper's parameter counts are 383 M, 787 M and 2.1 B; ours are 387 M, 795 M and 2.21 B. The
+    difference is the poolers, which the paper's towers (86 + 297, 303 + 484, 1,000 + 1,100) leave
+    out, and rounding: the giant's text side, from its own sizes, is 1.18 B.
+
+    Attributes:
+      image: the encoder, with pool="none".
+      text: the unimodal decoder, with pool="cls" and causal.
+      decoder: the multimodal decoder, with cross_attention.
+      queries: image tokens for the decoder.
+      pooling: the contrastive query reads the image tokens ("cascade", the paper's default) or the
+        encoder's output ("parallel").
+      embed_dim: of a linear projection to the shared space; 0 for none, as the paper has it, when
+        both towers have the same width.
+      tie_embeddings: the output softmax uses the token embedding.
+      log_scale, max_scale: the logarithm of the inverse temperature at initialisation and the bound
+        of the inverse temperature.
+      legacy: behave as open_clip's CoCa, for weights trained with it: `legacy_cls_mask`, and one
+        pooler (whatever `pooling` says) whose first token is the contrastive one, which leaves the
+        decoder one image token fewer than `queries`.
+    """
+
+    image: VisionTransformer
+    text: TextTransformer
+    decoder: Transformer
+    queries: int = 256
+    pooling: str = "cascade"
+    embed_dim: int = 0
+    tie_embeddings: bool = False
+    log_scale: float = math.log(1 / 0.07)
+    max_scale: float = 100.0
+    legacy: bool = False
+
+    # Cache leaves are [layers, batch, ...]; a scalar is shared by all rows.
+    cache_batch_axis = 1
+
+    def __post_init__(self) -> None:
+        choose("pooling", self.pooling, POOLING)
+        super().__post_init__()
+
+    def setup(self) -> None:
+        decoder = self.decoder
+        if self.image.pool != "none" or self.text.pool != "cls" or not self.text.causal:
+            raise UserError("CoCa takes image.pool='none', text.pool='cls' and text.causal=True")
+        if not decoder.cross_attention:
+            raise UserError("CoCa's decoder needs cross_attention=True")
+        if self.text.blocks.width != decoder.width:
+            raise UserError(
+                f"the decoder of width {decoder.width} continues the text tower of width "
+                f"{self.text.blocks.width}: they must be the same"
+            )
+        self.pooler = self._pooler(self.queries)
+        if not self.legacy:
+            self.contrastive_pooler = self._pooler(1)
+        self.norm = nn.LayerNorm(epsilon=decoder.norm_eps, dtype=decoder.dtype)
+        if self.embed_dim:
+            project = {"use_bias": False, "dtype": decoder.dtype}
+            self.image_projection = nn.Dense(self.embed_dim, **project)
+            self.text_projection = nn.Dense(self.embed_dim, **project)
+        if not self.tie_embeddings:
+            self.caption_head = CaptionHead(self.text.vocab_size)
+        self.temperature = Temperature(self.log_scale, self.max_scale)
+
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
+        """All outputs that the batch's keys (`image`; `tokens` and `token_mask`) allow."""
+        out: Outputs = {"logit_scale": self.temperature()}
+        if "image" in batch:
+            out |= self.encode_image(batch["image"], train=train)
+        if "tokens" in batch:
+            text = self._text(batch["tokens"], batch["token_mask"], train)
+            out |= self._text_outputs(text)
+            if "image" in batch:
+                mask = causal_mask(batch["tokens"].shape[1])
+                x = self.decoder(text["residual"], mask, out["image_tokens"], train=train)
+                out["caption_logits"] = self._logits(x)
+        return out
+
+    def encode_image(
+        self, image: Num[Array, "batch height width 3"], *, train: bool = False
+    ) -> Outputs:
+        """`image_embedding` and `image_tokens`."""
+        x = self.image(image, train=train)["tokens"]
+        tokens = self.pooler(x)
+        if self.legacy:
+            pooled, tokens = tokens[:, 0], tokens[:, 1:]
+        else:
+            pooled = self.contrastive_pooler(tokens if self.pooling == "cascade" else x)[:, 0]
+        if self.embed_dim:
+            pooled = self.image_projection(pooled)
+        return {"image_embedding": unit(pooled), "image_tokens": tokens}
+
+    def encode_text(
+        self,
+        tokens: Int[Array, "batch length"],
+        token_mask: Shaped[Array, "batch length"],
+        *,
+        train: bool = False,
+    ) -> Outputs:
+        """`text_embedding` and `text_tokens`."""
+        return self._text_outputs(self._text(tokens, token_mask, train))
+
+    def decode_step(
+        self,
+        tokens: Int[Array, "batch length"],
+        image_tokens: Float[Array, "batch source width"] | None = None,
+    ) -> Outputs:
+        """`caption_logits` [batch, length, vocab] of `tokens`, appended to what the "cache"
+        collection holds; equal to those of the whole caption at once.
+
+        The first call, on no cache, takes the image tokens (mutable=["cache"]) and creates it; the
+        next need not, and then attend to the keys and values cached. No more than `text.max_len`
+        tokens in all.
+        """
+        index = self.get_variable("cache", "index", jnp.zeros((), jnp.int32))
+        length, max_len = tokens.shape[1], self.text.max_len
+        if length > max_len:
+            raise UserError(f"a prefix of {length} tokens for a decoder of max_len={max_len}")
+        x = self.text.decode(tokens, index)["residual"]
+        mask = cache_mask(index, length, max_len)
+        x = self.decoder(x, mask, image_tokens, index=index, max_len=max_len)
+        self.put_variable("cache", "index", index + length)
+        return {"caption_logits": self._logits(x)}
+
+    def _text(self, tokens: Array, token_mask: Array, train: bool) -> dict[str, Array]:
+        mask = legacy_cls_mask(tokens) if self.legacy else None
+        return self.text(tokens, token_mask, mask=mask, train=train)
+
+    def _text_outputs(self, text: dict[str, Array]) -> Outputs:
+        pooled = text["pooled"]
+        if self.embed_dim:
+            pooled = self.text_projection(pooled)
+        return {"text_embedding": unit(pooled), "text_tokens": text["tokens"]}
+
+    def _logits(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length vocab"]:
+        x = self.norm(x)
+        return self.text.attend(x) if self.tie_embeddings else self.caption_head(x)
+
+    def _pooler(self, queries: int) -> AttentionalPooler:
+        decoder = self.decoder
+        return AttentionalPooler(
+            queries,
+            decoder.width,
+            decoder.heads,
+            use_bias=decoder.use_bias,
+            norm_eps=decoder.norm_eps,
+            dtype=decoder.dtype,
+            implementation=decoder.implementation,
+        )

@@ -1,0 +1,296 @@
+"""The transformer that every tower is made of: attention, MLP, block, and the scanned stack.
+
+Compute runs in `dtype`; parameters, softmax and the statistics of norms are float32.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from big_mm.spec import UserError
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=True),
+    "gelu_exact": functools.partial(nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
+# What the forward pass of a layer keeps for its backward pass; the rest is computed again.
+REMAT: dict[str, Callable[..., bool] | None] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+ATTENTION = ("einsum", "xla", "cudnn")
+
+Mask = Bool[Array, "#batch #heads #target #source"]
+
+
+def choose(kind: str, name: str, options: Any) -> None:
+    """Raises UserError, listing the options, unless `name` is among them."""
+    if name not in options:
+        raise UserError(f"{kind}={name!r} is none of {', '.join(options)}")
+
+
+def attention(
+    query: Float[Array, "batch target heads dim"],
+    key: Float[Array, "batch source heads dim"],
+    value: Float[Array, "batch source heads dim"],
+    mask: Mask | None = None,
+    implementation: str = "einsum",
+) -> Float[Array, "batch target heads dim"]:
+    """Scaled dot-product attention; `mask` is true where a target may see a source.
+
+    A target that may see nothing gets the mean of all values, not NaN.
+    """
+    if implementation != "einsum":
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask, implementation=implementation
+        )
+    query = query * query.shape[-1] ** -0.5
+    scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhts,bshd->bthd", weights, value)
+
+
+def scaled_normal(scale: float = 1.0) -> nn.initializers.Initializer:
+    """Normal with variance scale / fan_in."""
+    return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+
+
+class Attention(nn.Module):
+    """Multi-head attention over the input itself, or over `context` when that (or its cached keys
+    and values) is given; queries, keys and values come from one matmul where they can.
+
+    Attributes:
+      width: of the output; `heads` divides it.
+      out_scale: variance factor of the output projection at initialisation.
+    """
+
+    width: int
+    heads: int
+    use_bias: bool = True
+    out_scale: float = 1.0
+    dtype: str = "float32"
+    implementation: str = "einsum"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch target in"],
+        context: Float[Array, "batch source context_width"] | None = None,
+        mask: Mask | None = None,
+        past: dict[str, Array] | None = None,
+        index: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "batch target width"], dict[str, Array]]:
+        """Returns the output and the keys and values attended to.
+
+        Self-attention with `past` (keys and values [batch, max_len, heads, dim]) writes its own at
+        position `index` and attends to all; cross-attention with `past` and no context uses them.
+        """
+        heads = (self.heads, self.width // self.heads)
+        project = functools.partial(
+            nn.DenseGeneral, use_bias=self.use_bias, dtype=self.dtype, kernel_init=scaled_normal()
+        )
+        if context is None and (past is None or index is not None):
+            qkv = project((3, *heads), name="qkv")(x)
+            query, key, value = (qkv[:, :, i] for i in range(3))
+            if past is not None:
+                write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+                key = write(past["key"], key, index)
+                value = write(past["value"], value, index)
+        else:
+            query = project(heads, name="query")(x)
+            if context is not None:
+                kv = project((2, *heads), name="kv")(context)
+                key, value = kv[:, :, 0], kv[:, :, 1]
+            else:
+                key, value = past["key"], past["value"]
+        out = attention(query, key, value, mask, self.implementation)
+        out = project(
+            self.width, axis=(-2, -1), kernel_init=scaled_normal(self.out_scale), name="out"
+        )(out)
+        return out, {"key": key, "value": value}
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an activation between them."""
+
+    width: int
+    hidden: int
+    activation: str = "gelu"
+    use_bias: bool = True
+    out_scale: float = 1.0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+        dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
+        x = dense(self.hidden, kernel_init=scaled_normal(), name="up")(x)
+        x = ACTIVATIONS[self.activation](x)
+        return dense(self.width, kernel_init=scaled_normal(self.out_scale), name="down")(x)
+
+
+class Block(nn.Module):
+    """A pre-norm layer: x + attention, x + cross-attention if it has one, x + MLP.
+
+    Its attributes are those of `Transformer`, which stacks it.
+    """
+
+    width: int
+    heads: int
+    mlp_dim: int
+    cross_attention: bool
+    self_mlp: bool
+    activation: str
+    use_bias: bool
+    norm_eps: float
+    dropout: float
+    deterministic: bool
+    out_scale: float
+    dtype: str
+    implementation: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch target width"],
+        past: dict[str, Any],
+        mask: Mask | None,
+        context: Float[Array, "batch source context_width"] | None,
+        index: Int[Array, ""] | None,
+    ) -> tuple[Float[Array, "batch target width"], dict[str, Any]]:
+        """`past` holds keys and values of "self" and "cross", each only when cached."""
+        common = {
+            "use_bias": self.use_bias,
+            "out_scale": self.out_scale,
+            "dtype": self.dtype,
+        }
+        attend = functools.partial(
+            Attention, self.width, self.heads, implementation=self.implementation, **common
+        )
+        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+        drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
+        mlp = functools.partial(Mlp, self.width, self.mlp_dim, activation=self.activation, **common)
+        new = {}
+        y, kv = attend(name="attention")(
+            norm(name="attention_norm")(x), mask=mask, past=past.get("self"), index=index
+        )
+        x = x + drop(y)
+        if index is not None:
+            new["self"] = kv
+        if self.self_mlp:
+            x = x + drop(mlp(name="self_mlp")(norm(name="self_mlp_norm")(x)))
+        if self.cross_attention:
+            y, kv = attend(name="cross_attention")(
+                norm(name="cross_attention_norm")(x), context=context, past=past.get("cross")
+            )
+            x = x + drop(y)
+            if index is not None and context is not None:
+                new["cross"] = kv
+        x = x + drop(mlp(name="mlp")(norm(name="mlp_norm")(x)))
+        return x, new
+
+
+class Transformer(nn.Module):
+    """A scanned stack of blocks: parameters and caches are [depth, ...].
+
+    Attributes:
+      width, depth, heads, mlp_dim: sizes; `heads` divides `width`.
+      cross_attention: every block also attends to `context`, after its self-attention.
+      self_mlp: a second MLP, between self- and cross-attention (open_clip's CoCa decoder).
+      activation: "gelu" (tanh form), "gelu_exact", "quick_gelu".
+      dropout: on the output of each residual branch while training.
+      dtype: of the compute; parameters are float32.
+      remat: what the forward pass keeps: "none" remat keeps everything, "dots" the matmuls,
+        "dots_no_batch" those with weights, "full" remat only the input of each block.
+      unroll: blocks per iteration of the scan: more is faster to run and slower to compile.
+      implementation: of attention: "einsum", or JAX's "xla" and "cudnn".
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    cross_attention: bool = False
+    self_mlp: bool = False
+    activation: str = "gelu"
+    use_bias: bool = True
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    dtype: str = "float32"
+    remat: str = "none"
+    unroll: int = 1
+    implementation: str = "einsum"
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"width={self.width} is not a multiple of heads={self.heads}")
+        choose("remat", self.remat, REMAT)
+        choose("activation", self.activation, ACTIVATIONS)
+        choose("implementation", self.implementation, ATTENTION)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch target width"],
+        mask: Mask | None = None,
+        context: Float[Array, "batch source context_width"] | None = None,
+        *,
+        train: bool = False,
+        index: Int[Array, ""] | None = None,
+        max_len: int = 0,
+    ) -> Float[Array, "batch target width"]:
+        """With `index`, the position of x[:, 0], past keys and values come from the "cache"
+        collection ([depth, batch, max_len, heads, dim]) and the new ones go there. `context` is
+        then needed in the first call only.
+        """
+        past = {}
+        if index is not None:
+            kv = (self.depth, x.shape[0], max_len, self.heads, self.width // self.heads)
+            zeros = {name: jnp.zeros(kv, self.dtype) for name in ("key", "value")}
+            past["self"] = self.get_variable("cache", "self", zeros)
+            if self.cross_attention and context is None:
+                past["cross"] = self.get_variable("cache", "cross")
+        x, new = self._stack(train)(x, past, mask, context, index)
+        for name, kv in new.items():
+            self.put_variable("cache", name, kv)
+        return x
+
+    def _stack(self, train: bool) -> nn.Module:
+        block = Block
+        if self.remat != "none":
+            # Inside a loop nothing can be merged across the barrier, which would only cost time.
+            block = nn.remat(block, prevent_cse=self.unroll > 1, policy=REMAT[self.remat])
+        scanned = nn.scan(
+            block,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=self.depth,
+            unroll=self.unroll,
+        )
+        return scanned(
+            width=self.width,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            cross_attention=self.cross_attention,
+            self_mlp=self.self_mlp,
+            activation=self.activation,
+            use_bias=self.use_bias,
+            norm_eps=self.norm_eps,
+            dropout=self.dropout,
+            deterministic=not train,
+            out_scale=0.5 / self.depth,
+            dtype=self.dtype,
+            implementation=self.implementation,
+            name="layers",
+        )

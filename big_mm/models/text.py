@@ -1,0 +1,160 @@
+"""Text transformer: causal or bidirectional, pooled or not, with cross-attention or without.
+
+`max_len` is the number of tokens of a caption, bos and eos included; a batch may be shorter. A
+learned CLS (pool="cls") is one more position, appended after the caption's last slot.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from big_mm.models.layers import Mask, Transformer, choose
+from big_mm.spec import UserError
+
+POOLS = ("none", "cls", "eos", "last", "mean")
+
+
+def causal_mask(length: int) -> Bool[Array, "1 1 length length"]:
+    """True where target i may see source j: j <= i."""
+    return jnp.tril(jnp.ones((length, length), bool))[None, None]
+
+
+def cls_mask(
+    token_mask: Shaped[Array, "batch length"], causal: bool = True
+) -> Bool[Array, "batch 1 length_1 length_1"]:
+    """The mask of a caption with CLS appended: the CLS row sees the caption (bos to eos) and
+    itself and no padding; no token sees CLS (arXiv:2205.01917, section 3.2).
+
+    Tokens see what precedes them, or the whole caption if not `causal`.
+    """
+    batch, length = token_mask.shape
+    valid = jnp.pad(token_mask != 0, ((0, 0), (0, 1)), constant_values=True)[:, None, None, :]
+    last = jnp.arange(length + 1) == length
+    among_tokens = causal_mask(length + 1) if causal else valid & ~last
+    return jnp.where(last[:, None], valid, among_tokens)
+
+
+def legacy_cls_mask(
+    tokens: Int[Array, "batch length"],
+) -> Bool[Array, "batch 1 length_1 length_1"]:
+    """The mask that open_clip's published CoCa weights were trained with.
+
+    Padding is told by id 0, which is also the byte-pair token "!", and the validity of position j
+    stands at j + 1, for every row. So CLS sees one padding token and not itself, unless the last
+    slot is filled, and what follows a "!" is hidden.
+    """
+    valid = jnp.pad(tokens != 0, ((0, 0), (1, 0)), constant_values=True)[:, None, None, :]
+    return causal_mask(tokens.shape[1] + 1) & valid
+
+
+class TextTransformer(nn.Module):
+    """Embeddings, positions, transformer, final norm, pooling.
+
+    Attributes:
+      blocks: the layers; with their `cross_attention` they need a `context`.
+      pool: "none"; "cls", a learned token appended after the caption; "eos", the last token of the
+        caption; "last", the last slot whatever it holds (SigLIP); "mean" over the caption.
+      mask_padding: only for `causal=False`: tokens do not attend to padding. SigLIP's do.
+    """
+
+    blocks: Transformer
+    vocab_size: int
+    max_len: int = 64
+    causal: bool = True
+    pool: str = "cls"
+    mask_padding: bool = True
+
+    def __post_init__(self) -> None:
+        choose("pool", self.pool, POOLS)
+        super().__post_init__()
+
+    def setup(self) -> None:
+        init, width = nn.initializers.normal(0.02), self.blocks.width
+        self.embedding = self.param("embedding", init, (self.vocab_size, width))
+        slots = self.max_len + (self.pool == "cls")
+        self.positions = self.param("position_embedding", init, (slots, width))
+        if self.pool == "cls":
+            self.cls = self.param("cls", init, (width,))
+        self.norm = nn.LayerNorm(epsilon=self.blocks.norm_eps, dtype=self.blocks.dtype)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch length"],
+        token_mask: Shaped[Array, "batch length"],
+        context: Float[Array, "batch source context_width"] | None = None,
+        *,
+        mask: Mask | None = None,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        """`tokens` [batch, length, width], normed; `residual`, the same before the norm; `pooled`
+        [batch, width] unless pool is "none". `mask` is used in place of the tower's own.
+
+        Raises:
+          UserError: the batch is longer than `max_len`.
+        """
+        length = tokens.shape[1]
+        if length > self.max_len:
+            raise UserError(f"captions of {length} tokens for a text tower of {self.max_len=}")
+        x = self._embed(tokens, self.positions[:length])
+        if self.pool == "cls":
+            cls = (self.cls + self.positions[self.max_len]).astype(x.dtype)
+            cls = jnp.broadcast_to(cls, (x.shape[0], 1, x.shape[2]))
+            x = jnp.concatenate([x, cls], axis=1)
+        mask = self._mask(token_mask) if mask is None else mask
+        x = self.blocks(x, mask, context, train=train)
+        normed = self.norm(x)
+        out = {"tokens": normed[:, :length], "residual": x[:, :length]}
+        if self.pool != "none":
+            out["pooled"] = self._pooled(normed, token_mask)
+        return out
+
+    def decode(
+        self,
+        tokens: Int[Array, "batch length"],
+        index: Int[Array, ""],
+        context: Float[Array, "batch source context_width"] | None = None,
+    ) -> dict[str, Array]:
+        """Appends tokens at positions index, index + 1, ... to the "cache" collection; returns
+        their `tokens` and `residual`, equal to those of the whole caption.
+        """
+        positions = jax.lax.dynamic_slice_in_dim(self.positions, index, tokens.shape[1])
+        mask = cache_mask(index, tokens.shape[1], self.max_len)
+        x = self.blocks(
+            self._embed(tokens, positions), mask, context, index=index, max_len=self.max_len
+        )
+        return {"tokens": self.norm(x), "residual": x}
+
+    def attend(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
+        """Logits by the embedding table itself."""
+        table = self.embedding.astype(x.dtype)
+        return jnp.einsum("...w,vw->...v", x, table, preferred_element_type=jnp.float32)
+
+    def _embed(self, tokens: Array, positions: Array) -> Array:
+        dtype = self.blocks.dtype
+        return self.embedding[tokens].astype(dtype) + positions.astype(dtype)
+
+    def _mask(self, token_mask: Array) -> Mask | None:
+        if self.pool == "cls":
+            return cls_mask(token_mask, self.causal)
+        if self.causal:
+            return causal_mask(token_mask.shape[1])
+        return (token_mask != 0)[:, None, None, :] if self.mask_padding else None
+
+    def _pooled(self, x: Array, token_mask: Array) -> Float[Array, "batch width"]:
+        if self.pool in ("cls", "last"):
+            return x[:, -1]
+        valid = token_mask != 0
+        if self.pool == "mean":
+            weight = valid[..., None].astype(jnp.float32)
+            return (x * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1.0)
+        last = jnp.maximum(valid.sum(axis=1) - 1, 0)
+        return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+
+
+def cache_mask(
+    index: Int[Array, ""] | int, length: int, max_len: int
+) -> Bool[Array, "1 1 length max_len"]:
+    """True where the token at index + i may see slot j of the cache: j <= index + i."""
+    target = index + jnp.arange(length)[:, None]
+    return (jnp.arange(max_len) <= target)[None, None]

@@ -1,0 +1,135 @@
+"""Vision transformer (arXiv:2010.11929): from uint8 images to tokens and a pooled vector."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Num
+
+from big_mm.models.layers import Transformer, choose, scaled_normal
+from big_mm.models.pooling import AttentionalPooler
+from big_mm.spec import UserError
+
+POSITIONS = ("learned", "sincos2d")
+POOLS = ("none", "gap", "cls", "map")
+
+
+def patchify(
+    image: Float[Array, "batch height width channels"], size: int
+) -> Float[Array, "batch patches pixels"]:
+    """Non-overlapping patches in rows, each flattened as (row, column, channel)."""
+    batch, height, width, channels = image.shape
+    rows, columns = height // size, width // size
+    image = image.reshape(batch, rows, size, columns, size, channels)
+    return image.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+
+
+def sincos2d(rows: int, columns: int, width: int) -> Float[np.ndarray, "patches width"]:
+    """Fixed positions: sines and cosines of x and y at width / 4 frequencies (MoCo v3's form)."""
+    if width % 4:
+        raise UserError(f"position='sincos2d' needs a width that 4 divides, not {width}")
+    frequencies = 10_000.0 ** -np.linspace(0, 1, width // 4)
+    y, x = np.mgrid[:rows, :columns].reshape(2, -1, 1) * frequencies
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
+
+
+class VisionTransformer(nn.Module):
+    """Patches, positions, transformer, final norm, pooling.
+
+    Attributes:
+      blocks: the layers; their width is the tower's, their `dtype` its compute type.
+      image_size: side of the square image, a multiple of `patch_size`, in pixels.
+      position: "learned" or fixed "sincos2d".
+      mean, std: what pixels in 0..1 are normalised with, by channel.
+      pool: "none"; "gap", the mean of the patches; "cls", a learned token in front of them; "map",
+        attentional pooling by one query.
+      cls_token: the token without the pooling (pool="cls" implies it).
+      pre_norm: a norm before the first block, as CLIP has.
+      patch_bias: CLIP's patch embedding has none.
+    """
+
+    blocks: Transformer
+    image_size: int = 224
+    patch_size: int = 16
+    position: str = "learned"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    pool: str = "none"
+    cls_token: bool = False
+    pre_norm: bool = False
+    patch_bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}"
+            )
+        choose("position", self.position, POSITIONS)
+        choose("pool", self.pool, POOLS)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, image: Num[Array, "batch height width 3"], *, train: bool = False
+    ) -> dict[str, Array]:
+        """`tokens` [batch, patches (+ cls in front), width], normed; `pooled` [batch, width] unless
+        pool is "none".
+
+        Args:
+          image: values in 0..255 of any number type.
+        """
+        blocks, grid = self.blocks, self.image_size // self.patch_size
+        if image.shape[1:3] != (self.image_size, self.image_size):
+            raise UserError(
+                f"images of {image.shape[1]}x{image.shape[2]} pixels for a model of image_size="
+                f"{self.image_size}"
+            )
+        image = (image.astype(jnp.float32) / 255.0 - jnp.array(self.mean)) / jnp.array(self.std)
+        x = nn.Dense(
+            blocks.width,
+            use_bias=self.patch_bias,
+            dtype=blocks.dtype,
+            kernel_init=scaled_normal(),
+            name="patch",
+        )(patchify(image.astype(blocks.dtype), self.patch_size))
+        x = x + self._positions(grid).astype(x.dtype)
+        has_cls = self.cls_token or self.pool == "cls"
+        if has_cls:
+            cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, blocks.width))
+            cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, blocks.width))
+            x = jnp.concatenate([cls, x], axis=1)
+        if self.pre_norm:
+            x = self._norm("pre_norm")(x)
+        x = self._norm("norm")(blocks(x, train=train))
+        if self.pool == "none":
+            return {"tokens": x}
+        return {"tokens": x, "pooled": self._pooled(x, has_cls)}
+
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(epsilon=self.blocks.norm_eps, dtype=self.blocks.dtype, name=name)
+
+    def _positions(self, grid: int) -> Float[Array, "patches width"]:
+        if self.position == "sincos2d":
+            return jnp.asarray(sincos2d(grid, grid, self.blocks.width))
+        init = nn.initializers.normal(0.02)
+        return self.param("position_embedding", init, (grid * grid, self.blocks.width))
+
+    def _pooled(
+        self, x: Float[Array, "batch tokens width"], has_cls: bool
+    ) -> Float[Array, "batch width"]:
+        if self.pool == "cls":
+            return x[:, 0]
+        if self.pool == "gap":
+            return x[:, int(has_cls) :].mean(axis=1)
+        blocks = self.blocks
+        return AttentionalPooler(
+            queries=1,
+            width=blocks.width,
+            heads=blocks.heads,
+            mlp_dim=blocks.mlp_dim,
+            activation=blocks.activation,
+            use_bias=blocks.use_bias,
+            norm_eps=blocks.norm_eps,
+            dtype=blocks.dtype,
+            implementation=blocks.implementation,
+            name="pooler",
+        )(x)[:, 0]
