@@ -125,6 +125,12 @@ class CoCa(nn.Module):
         """`text_embedding` and `text_tokens`."""
         return self._text_outputs(self._text(tokens, token_mask, train))
 
+    def init_cache(self, image_tokens: Float[Array, "batch source width"]) -> None:
+        """Creates the "cache" collection of `decode_step`, empty but for the image's keys and
+        values: `_, state = apply(variables, image_tokens, method="init_cache", mutable="cache")`.
+        """
+        self.decode_step(jnp.zeros((len(image_tokens), 0), jnp.int32), image_tokens)
+
     def decode_step(
         self,
         tokens: Int[Array, "batch length"],
@@ -133,9 +139,9 @@ class CoCa(nn.Module):
         """`caption_logits` [batch, length, vocab] of `tokens`, appended to what the "cache"
         collection holds; equal to those of the whole caption at once.
 
-        The first call, on no cache, takes the image tokens (mutable=["cache"]) and creates it; the
-        next need not, and then attend to the keys and values cached. No more than `text.max_len`
-        tokens in all.
+        Without `image_tokens` the decoder attends to the image's keys and values in the cache; with
+        them it computes and caches these (so the first call, on no cache, is `init_cache` too). No
+        more than `text.max_len` tokens in all: the caller counts.
         """
         index = self.get_variable("cache", "index", jnp.zeros((), jnp.int32))
         length, max_len = tokens.shape[1], self.text.max_len
