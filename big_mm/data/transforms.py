@@ -1,0 +1,198 @@
+"""Record transforms on Grain's `Map` and `RandomMap`: record -> record, by explicit keys.
+
+A record is a flat dict: encoded `image` bytes, `captions` (list of texts), `key`, `label`, extras.
+A field left None is the contract's: `bind(contract)` returns the transform with it filled in. All
+randomness comes from the generator that is handed in, so that a record's augmentation depends on
+its place in the run and on nothing else.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import grain
+import numpy as np
+
+from big_mm.data import images
+from big_mm.data.contract import Contract
+from big_mm.data.damage import BadRecord
+from big_mm.spec import UserError
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode(grain.transforms.Map):
+    """Encoded bytes to uint8 RGB [height, width, 3]; see `images.decode` for formats and damage."""
+
+    max_pixels: int | None = None
+    key: str = "image"
+
+    def bind(self, contract: Contract) -> "Decode":
+        return dataclasses.replace(self, max_pixels=self.max_pixels or contract.max_pixels)
+
+    def map(self, record: Record) -> Record:
+        data = record.get(self.key)
+        if not data:
+            raise BadRecord("missing_image")
+        return record | {self.key: images.decode(data, self.max_pixels)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize(grain.transforms.Map):
+    """To a square of `size` pixels as evaluation does it (`images.fit`)."""
+
+    size: int | None = None
+    method: images.Fit | None = None
+    kernel: images.Kernel | None = None
+    key: str = "image"
+
+    def bind(self, contract: Contract) -> "Resize":
+        return dataclasses.replace(
+            self,
+            size=self.size or contract.image_size,
+            method=self.method or contract.resize,
+            kernel=self.kernel or contract.kernel,
+        )
+
+    def map(self, record: Record) -> Record:
+        return record | {
+            self.key: images.fit(record[self.key], self.size, self.method, self.kernel)
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterCrop(grain.transforms.Map):
+    """The middle `size` x `size` pixels; a smaller side is enlarged first, aspect ratio kept."""
+
+    size: int | None = None
+    kernel: images.Kernel | None = None
+    key: str = "image"
+
+    def bind(self, contract: Contract) -> "CenterCrop":
+        return dataclasses.replace(
+            self, size=self.size or contract.image_size, kernel=self.kernel or contract.kernel
+        )
+
+    def map(self, record: Record) -> Record:
+        image = record[self.key]
+        if min(image.shape[:2]) < self.size:
+            image = images.fit(image, self.size, "crop", self.kernel)
+        return record | {self.key: images.center_crop(image, self.size, self.size)}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop(grain.transforms.RandomMap):
+    """A random part of the picture to `size` x `size` (Inception's crop, arXiv 1409.4842).
+
+    Attributes:
+      size: pixels; None is the contract's, and so is `kernel`.
+      scale: bounds of the part's area as a share of the picture's. Image-text pairs want nearly all
+        of it, since a caption names what a tight crop cuts away.
+      ratio: bounds of width / height; log-uniform.
+    """
+
+    size: int | None = None
+    scale: tuple[float, float] = (0.9, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    kernel: images.Kernel | None = None
+    key: str = "image"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
+            raise UserError(
+                f"RandomResizedCrop: scale={self.scale} must rise within (0, 1], "
+                f"ratio={self.ratio} must rise above 0"
+            )
+
+    def bind(self, contract: Contract) -> "RandomResizedCrop":
+        return dataclasses.replace(
+            self, size=self.size or contract.image_size, kernel=self.kernel or contract.kernel
+        )
+
+    def random_map(self, record: Record, rng: np.random.Generator) -> Record:
+        image = record[self.key]
+        top, left, height, width = self.box(*image.shape[:2], rng)
+        # Cropped before resizing: pixels that nobody will see are not averaged.
+        part = image[top : top + height, left : left + width]
+        return record | {self.key: images.resize(part, (self.size, self.size), self.kernel)}
+
+    def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """(top, left, height, width) in pixels: up to ten draws, then the largest legal middle."""
+        low, high = map(math.log, self.ratio)
+        for _ in range(10):
+            area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * rng.random())
+            ratio = math.exp(low + (high - low) * rng.random())
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                top = int(rng.random() * (height - h + 1))
+                return top, int(rng.random() * (width - w + 1)), h, w
+        w = min(width, max(1, round(height * self.ratio[1])))
+        h = min(height, max(1, round(width / self.ratio[0])))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip(grain.transforms.RandomMap):
+    """Mirrors left and right. Off by default: captions name sides and quote writing."""
+
+    probability: float = 0.0
+    key: str = "image"
+
+    def random_map(self, record: Record, rng: np.random.Generator) -> Record:
+        if rng.random() >= self.probability:
+            return record
+        return record | {self.key: np.ascontiguousarray(record[self.key][:, ::-1])}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChooseCaption(grain.transforms.RandomMap):
+    """One of the record's captions at random, blank ones never.
+
+    Attributes:
+      weights: of the first, second, ... caption; those beyond the weights are never chosen, those
+        a record lacks lend their share to the others. None: all alike.
+    """
+
+    weights: tuple[float, ...] | None = None
+    key: str = "captions"
+    out: str = "caption"
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and (min(self.weights, default=0) < 0 or not any(self.weights)):
+            raise UserError(f"ChooseCaption: weights={self.weights} must be >= 0, and one above 0")
+
+    def random_map(self, record: Record, rng: np.random.Generator) -> Record:
+        captions = record.get(self.key, ())
+        weights = self.weights or (1.0,) * len(captions)
+        total = 0.0
+        choices = []
+        for caption, weight in zip(captions, weights, strict=False):
+            if weight and caption.strip():
+                total += weight
+                choices.append((total, caption))
+        if not choices:
+            raise BadRecord("empty_caption")
+        threshold = rng.random() * total
+        chosen = next((c for bound, c in choices if threshold < bound), choices[-1][1])
+        return record | {self.out: chosen}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenize(grain.transforms.Map):
+    """`tokens` and `token_mask` of a text, by the contract's rules."""
+
+    contract: Contract | None = None
+    key: str = "caption"
+
+    def bind(self, contract: Contract) -> "Tokenize":
+        return dataclasses.replace(self, contract=self.contract or contract)
+
+    def map(self, record: Record) -> Record:
+        tokens, token_mask = self.contract.text([record[self.key]])
+        return record | {"tokens": tokens[0], "token_mask": token_mask[0]}
+
+
+Transform = grain.transforms.Map | grain.transforms.RandomMap
+# Decode, what evaluation does with the picture, and any of the captions.
+DEFAULT = (Decode(), Resize(), ChooseCaption(), Tokenize())
