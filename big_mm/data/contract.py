@@ -20,14 +20,16 @@ from big_mm.spec import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How captions are generated unless the caller says otherwise (arguments of `caption`).
+    """How captions are generated unless the caller says otherwise; see `decoding.options`.
 
     Attributes:
-      max_len: generated tokens at most, eos included; None is the contract's `max_len`.
+      max_len: tokens of a caption, with bos and eos; None is the contract's `max_len`.
     """
 
     num_beams: int = 1
     length_penalty: float = 1.0
+    early_stop: bool = True
+    min_len: int = 0
     max_len: int | None = None
     temperature: float = 0.0
     top_k: int = 0
