@@ -1,0 +1,1 @@
+"""From shards to batches: records, transforms, tokenizers, pipelines, and the embedded world."""
