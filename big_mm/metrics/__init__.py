@@ -1,0 +1,1 @@
+"""Scores of predictions against truth: pure NumPy, no model, no device, no Java."""
