@@ -25,7 +25,7 @@ MAX_PIXELS = 2**25
 # (TIFF) stay out.
 _FORMATS = ("PNG", "WEBP", "GIF", "BMP", "JPEG")
 # Warnings of libjpeg after which every pixel is still there; all others mean missing pixels.
-_HARMLESS = ("extraneous bytes before marker 0xd9", "unknown JFIF revision", "Invalid SOS param")
+_HARMLESS = ("extraneous bytes before marker 0xd9", "Invalid SOS parameters")
 _ORIENTATION_TAG = 0x0112
 
 Kernel = Literal["area", "bilinear", "bicubic"]
@@ -33,7 +33,8 @@ KERNELS = ("area", "bilinear", "bicubic")
 Fit = Literal["squash", "crop"]
 FITS = ("squash", "crop")
 
-RGB = UInt8[np.ndarray, "height width 3"]
+# [height, width, 3], sizes that differ between argument and result.
+RGB = UInt8[np.ndarray, "_ _ 3"]
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> RGB:
@@ -124,16 +125,16 @@ def center_crop(image: RGB, height: int, width: int) -> RGB:
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> RGB:
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
-        # A layout that libjpeg-turbo's simple interface does not name; Pillow may.
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except (ValueError, KeyError):
+        # Damaged, or a layout that libjpeg-turbo's simple interface has no name for: Pillow judges.
         return _decode_pillow(data, max_pixels)
     _check_size(width, height, max_pixels)
     if colorspace in ("CMYK", "YCCK"):  # Adobe stores these inverted, which Pillow knows
         return _decode_pillow(data, max_pixels)
     try:
         array = simplejpeg.decode_jpeg(data)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         if not any(text in str(error) for text in _HARMLESS):
             raise BadRecord("undecodable_image", detail=f"JPEG: {error}") from error
         array = _decode_jpeg_leniently(data)
@@ -143,7 +144,7 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> RGB:
 def _decode_jpeg_leniently(data: bytes) -> RGB:
     try:
         return simplejpeg.decode_jpeg(data, strict=False)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise BadRecord("undecodable_image", detail=f"JPEG: {error}") from error
 
 

@@ -62,7 +62,7 @@ class Pipeline:
 
     sources: Any
     weights: tuple[float, ...] | None = None
-    transforms: tuple[Transform, ...] = transforms_lib.DEFAULT
+    transforms: tuple[Any, ...] = transforms_lib.DEFAULT
     shuffle: bool = True
     num_workers: int = 0
     num_threads: int | None = None
