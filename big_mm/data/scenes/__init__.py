@@ -1,0 +1,40 @@
+"""The embedded world: a seeded generator of rendered scenes with exact ground truth.
+
+    python -m big_mm.data.scenes --out DIR --split train --num 20000 --image_size 96 --num_workers 2
+
+world.py says what a scene is, sampling.py draws one, rendering.py paints it, language.py describes
+it, parsing.py judges descriptions, splits.py holds combinations out, writer.py writes records.
+"""
+
+from big_mm.data.scenes.language import CLASS_NAMES, PROMPTS, Grammar
+from big_mm.data.scenes.parsing import Claims, check_caption, parse_caption
+from big_mm.data.scenes.rendering import Rendering, render
+from big_mm.data.scenes.sampling import World
+from big_mm.data.scenes.splits import SEEN_KINDS, SPLITS, UNSEEN_KINDS, Sample, sample
+from big_mm.data.scenes.world import COLOURS, SHAPES, Object, Scene, class_index, class_kind
+from big_mm.data.scenes.writer import features, write
+
+__all__ = [
+    "CLASS_NAMES",
+    "COLOURS",
+    "PROMPTS",
+    "SEEN_KINDS",
+    "SHAPES",
+    "SPLITS",
+    "UNSEEN_KINDS",
+    "Claims",
+    "Grammar",
+    "Object",
+    "Rendering",
+    "Sample",
+    "Scene",
+    "World",
+    "check_caption",
+    "class_index",
+    "class_kind",
+    "features",
+    "parse_caption",
+    "render",
+    "sample",
+    "write",
+]
