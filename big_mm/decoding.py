@@ -38,6 +38,12 @@ class Vocabulary:
     eos_id: int = 2
     cls_id: int = 4
 
+    @classmethod
+    def of(cls, tokenizer: Any) -> "Vocabulary":
+        """That of a tokenizer (see `data.tokenizers.SentencePiece`)."""
+        ids = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.cls_id)
+        return cls(tokenizer.vocab_size, *ids)
+
     def allowed(self, vocab: int) -> Bool[Array, " vocab"]:
         """Which ids a caption may hold."""
         ids = jnp.arange(vocab)

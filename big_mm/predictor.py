@@ -1,0 +1,395 @@
+"""From a checkpoint to embeddings, similarities and captions.
+
+    predictor = big_mm.load("runs/quickstart")
+    predictor.similarity(images, ["a red circle", "two green stars"])
+    predictor.caption(images, num_beams=3)
+
+It knows a model only by its documented methods and outputs, and its inputs only by the contract
+stored with it. Evaluators, notebooks and the trainer use the same class; the trainer hands over new
+parameters with `replace`, which keeps the compiled programs.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from etils import epath
+from flax import linen as nn
+from jax.sharding import Mesh
+from jaxtyping import Float32, Int32
+from PIL import Image
+from rich import console, progress
+
+from big_mm import decoding, programs, spec, trees
+from big_mm import mesh as mesh_lib
+from big_mm.data import contract as contract_lib
+from big_mm.data.damage import BadRecord
+from big_mm.spec import UserError
+from big_mm.training import checkpoint
+from big_mm.types import HOST_ONLY, Batch, Outputs
+
+# A file's path or bytes, a Pillow image, or a uint8 array [H,W,3].
+Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+# What an exported directory holds; see export.py.
+EXPORTED_CONFIG, EXPORTED_PARAMS, EXPORTED_TOKENIZER = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.model",
+)
+
+
+def load(
+    directory: str | os.PathLike[str],
+    *,
+    trusted: Sequence[str] = spec.TRUSTED,
+    which: str = "ema",
+    mesh: Mesh | None = None,
+) -> "Predictor":
+    """The predictor of a checkpoint; nothing but its directory is needed.
+
+    Args:
+      directory: a workdir (its latest step), its checkpoints/, one step's folder, or what
+        `python -m big_mm.export --format safetensors` wrote; local or gs://.
+      trusted: packages whose classes the stored config may name.
+      which: "ema" takes the running average of the parameters where the run kept one, "params"
+        never does.
+      mesh: default: all devices, each with all parameters.
+
+    Raises:
+      UserError: no checkpoint, a damaged one, or one that this code cannot rebuild.
+    """
+    mesh = mesh or mesh_lib.MeshConfig().make()
+    directory = epath.Path(directory)
+    if (directory / EXPORTED_PARAMS).exists():
+        model, contract, params = _load_exported(directory, trusted, mesh)
+    else:
+        config = checkpoint.load_config(directory, trusted=trusted)
+        model = spec.build(config.objective.model, trusted=trusted)
+        contract = spec.build(config.contract, trusted=trusted)
+        params = checkpoint.load_params(directory, which, mesh)
+    predictor = Predictor(model, params, contract, mesh)
+    predictor.check_params()
+    return predictor
+
+
+def _load_exported(directory: epath.Path, trusted: Sequence[str], mesh: Mesh) -> tuple:
+    description = json.loads((directory / EXPORTED_CONFIG).read_text())
+    config = spec.from_json(json.dumps(description["components"]), trusted=trusted)
+    if config.contract.get("tokenizer") is not None:
+        config.contract.tokenizer.path = str(directory / EXPORTED_TOKENIZER)
+    stored = safetensors.numpy.load((directory / EXPORTED_PARAMS).read_bytes())
+    sharding = mesh_lib.shardings(stored, mesh)
+    params = {k: jax.device_put(leaf, sharding[k]) for k, leaf in stored.items()}
+    if damaged := [k for k, v in trees.digest(params).items() if v != description["digests"][k]]:
+        raise UserError(f"{directory / EXPORTED_PARAMS} is damaged: checksum of {damaged[0]}")
+    return (
+        spec.build(config.model, trusted=trusted),
+        spec.build(config.contract, trusted=trusted),
+        trees.unflatten(params),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """A model, its parameters and its contract.
+
+    Every process of a run makes the same calls with the same lists; each prepares only the rows of
+    its own devices, and each gets all results. Lists of any length are cut into batches of few
+    sizes, so that a program compiles at most three times.
+
+    Attributes:
+      mesh: where `params` lie; default: all devices.
+      batch_size: rows of a full batch over all devices.
+      threads: that prepare pictures.
+      progress: show a progress bar for long work, on a terminal.
+    """
+
+    model: nn.Module
+    params: Any
+    contract: contract_lib.Contract
+    mesh: Mesh | None = None
+    batch_size: int = 64
+    threads: int = min(os.cpu_count() or 1, 16)
+    progress: bool = False
+    compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.mesh is None:
+            object.__setattr__(self, "mesh", mesh_lib.MeshConfig().make())
+
+    def replace(self, *, params: Any) -> "Predictor":
+        """The same predictor, programs compiled so far included, with other parameters."""
+        return dataclasses.replace(self, params=params)
+
+    def encode_image(self, images: Sequence[Picture] | np.ndarray) -> Float32[np.ndarray, "n dim"]:
+        """Unit embeddings of pictures: Pillow images, uint8 arrays, files' paths or bytes.
+
+        Raises:
+          UserError: a picture that cannot be read (by its place in the list and its name), or a
+            model without image embeddings.
+        """
+        return self._collect(
+            "images",
+            len(images),
+            lambda at: (self._pictures(images, at),),
+            functools.partial(self._program(programs.encode_image), self.params),
+        )
+
+    def encode_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
+        """Unit embeddings of texts. A text longer than the contract's `max_len` is cut and keeps
+        its eos.
+
+        Raises:
+          UserError: a model without text embeddings, or a contract without tokenizer.
+        """
+        tokens, token_mask = self.contract.text(texts)
+        return self._collect(
+            "texts",
+            len(texts),
+            lambda at: (tokens[at], token_mask[at]),
+            functools.partial(self._program(programs.encode_text), self.params),
+        )
+
+    def similarity(
+        self, images: Sequence[Picture] | np.ndarray, texts: Sequence[str]
+    ) -> Float32[np.ndarray, "images texts"]:
+        """The cosine of each image with each text."""
+        return self.encode_image(images) @ self.encode_text(texts).T
+
+    def caption(
+        self,
+        images: Sequence[Picture] | np.ndarray,
+        *,
+        prefix: str | Sequence[str] = "",
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        min_len: int | None = None,
+        max_len: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """A caption of each picture, the prefix included; see `decoding.options` for the arguments.
+
+        What is None is as the contract's decoding defaults have it.
+
+        Args:
+          prefix: the words that captions begin with: one for all, or one for each picture.
+          min_len, max_len: tokens of a caption, with bos, prefix and eos.
+          seed: of the samples, which do not depend on what else is in the list.
+
+        Raises:
+          UserError: as `encode_image`; a model that does not caption; options out of range.
+        """
+        given = {
+            "num_beams": num_beams,
+            "length_penalty": length_penalty,
+            "min_len": min_len,
+            "max_len": max_len,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "guidance": guidance,
+        }
+        given = {key: value for key, value in given.items() if value is not None}
+        how = dataclasses.replace(self.contract.decoding, **given)
+        tokens, _ = self.generate(images, how, prefix=prefix, seed=seed)
+        return self.contract.detokenize(tokens)
+
+    def generate(
+        self,
+        images: Sequence[Picture] | np.ndarray,
+        how: contract_lib.Decoding,
+        *,
+        prefix: str | Sequence[str] = "",
+        seed: int = 0,
+    ) -> tuple[Int32[np.ndarray, "n length"], Float32[np.ndarray, " n"]]:
+        """`caption` as tokens (bos, words, eos, pad ...) and their log-probabilities."""
+        settings = dataclasses.asdict(how)
+        length = self._length(settings.pop("max_len"))
+        options = decoding.options(**settings)
+        prefixes, given = self._prefixes(prefix, len(images), length)
+        # Powers of two: few programs, and at most half of a prefix is fed token by token.
+        prefill = 1 << (int(given.min()).bit_length() - 1)
+        tokenizer = self.contract.tokenizer
+
+        def prepare(at: np.ndarray) -> tuple[np.ndarray, ...]:
+            start = prefixes[at]
+            # A padding row ends at once, so that the loop does not wait for it.
+            start[at < 0, prefill] = tokenizer.eos_id
+            return self._pictures(images, at), start, at.astype(np.int32)
+
+        program = self._program(
+            programs.generate, vocabulary=decoding.Vocabulary.of(tokenizer), prefill=prefill
+        )
+        return self._collect(
+            "captions", len(images), prepare, lambda *x: program(self.params, *x, seed, options)
+        )
+
+    def outputs(self, batch: Batch, keys: Sequence[str] | None = None) -> Outputs:
+        """The model's outputs for this process's rows of a batch, of any number of rows.
+
+        Args:
+          batch: arrays, the batch axis first; all processes give equally many rows.
+          keys: the outputs to compute and return; default: all.
+
+        Returns:
+          Outputs of the rows of all processes, in their order.
+
+        Raises:
+          UserError: an output that the model does not have.
+        """
+        arrays = {k: v for k, v in batch.items() if k not in HOST_ONLY}
+        rows = len(next(iter(arrays.values())))
+        local = -(-rows // self._local_pieces()) * self._local_pieces()
+        padded = {k: v[np.minimum(np.arange(local), rows - 1)] for k, v in arrays.items()}
+        program = self._program(programs.forward, keys=None if keys is None else tuple(keys))
+        outputs = jax.device_get(program(self.params, mesh_lib.to_global(padded, self.mesh)))
+
+        def cut(x: np.ndarray) -> np.ndarray:
+            if x.ndim == 0:
+                return x
+            return x.reshape(-1, local, *x.shape[1:])[:, :rows].reshape(-1, *x.shape[1:])
+
+        return {key: cut(value) for key, value in outputs.items()}
+
+    def check_params(self) -> None:
+        """Refuses parameters or a vocabulary that are not the model's.
+
+        Raises:
+          UserError: listing the paths that differ.
+        """
+        size, batch = self.contract.image_size, {}
+        batch["image"] = np.zeros((1, size, size, 3), np.uint8)
+        if self.contract.tokenizer is not None:
+            batch["tokens"], batch["token_mask"] = self.contract.text([""])
+        init = functools.partial(self.model.init_with_output, train=False)
+        outputs, variables = jax.eval_shape(init, jax.random.key(0), batch)
+        ours = {k: v.shape for k, v in trees.flatten(variables["params"]).items()}
+        given = {k: v.shape for k, v in trees.flatten(self.params).items()}
+        if differ := sorted(k for k in ours | given if ours.get(k) != given.get(k)):
+            shown = "\n  ".join(
+                f"{k}: {given.get(k, 'absent')} stored, {ours.get(k, 'absent')} in the model"
+                for k in differ[:10]
+            )
+            raise UserError(f"{len(differ)} parameters are not of this model:\n  {shown}")
+        if "caption_logits" in outputs:
+            self.contract.check_vocabulary(outputs["caption_logits"].shape[-1])
+
+    def _program(self, function: Callable[..., Any], **static: Any) -> Callable[..., Any]:
+        key = (function, tuple(static.items()))
+        if key not in self.compiled:
+            bound = functools.partial(function, self.model, **static)
+            self.compiled[key] = jax.jit(bound, out_shardings=mesh_lib.replicated(self.mesh))
+        return self.compiled[key]
+
+    def _collect(
+        self,
+        name: str,
+        count: int,
+        prepare: Callable[[np.ndarray], tuple[np.ndarray, ...]],
+        run: Callable[..., Any],
+    ) -> Any:
+        """`run(*prepare(at))` over batches of positions, joined and cut to `count` rows.
+
+        A padding row has position -1, which stands for the last row. The next batch is prepared
+        while the devices work.
+        """
+        if not count:
+            raise UserError(f"the list of {name} is empty")
+        size = self._batch_rows(count)
+        sharding = mesh_lib.batch_sharding(self.mesh)
+
+        def inputs(start: int) -> list[jax.Array]:
+            at = np.arange(start, start + size)
+            at[at >= count] = -1
+            return [
+                jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for x in prepare(at)
+            ]
+
+        results: list[Any] = []
+        with futures.ThreadPoolExecutor(1) as ahead:
+            pending = ahead.submit(inputs, 0)
+            for start in self._track(range(0, count, size), name):
+                arrays = pending.result()
+                if start + size < count:
+                    pending = ahead.submit(inputs, start + size)
+                results.append(run(*arrays))
+                if len(results) > 1:
+                    results[-2] = jax.device_get(results[-2])
+        return jax.tree.map(lambda *x: np.concatenate(x)[:count], *jax.device_get(results))
+
+    def _batch_rows(self, count: int) -> int:
+        """The rows to compile for: 1 or 8 for each device, or a full batch."""
+        devices = mesh_lib.batch_devices(self.mesh)
+        full = -(-self.batch_size // devices) * devices
+        return next((n for n in (devices, 8 * devices) if count <= n < full), full)
+
+    def _pictures(self, images: Sequence[Picture] | np.ndarray, at: np.ndarray) -> np.ndarray:
+        """The prepared pictures at positions `at`; those of other processes' devices stay black."""
+        size = self.contract.image_size
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+            if images.shape[1:] == (size, size, 3):
+                return images[at]
+        out = np.zeros((len(at), size, size, 3), np.uint8)
+        sharding = mesh_lib.batch_sharding(self.mesh)
+        here = np.zeros(len(at), bool)
+        for index in sharding.addressable_devices_indices_map((len(at),)).values():
+            here[index] = True
+
+        def prepare(row: int) -> None:
+            out[row] = _picture(images[at[row]], self.contract, at[row])
+
+        with futures.ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(prepare, np.flatnonzero(here & (at >= 0))))
+        return out
+
+    def _length(self, max_len: int | None) -> int:
+        longest = self.contract.max_len
+        length = longest if max_len is None else max_len
+        if not 2 <= length <= longest:
+            raise UserError(f"max_len={length} must be from 2 to the contract's {longest}")
+        return length
+
+    def _prefixes(
+        self, prefix: str | Sequence[str], count: int, length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Token rows [count, length] that captions begin with, and how many tokens each gives."""
+        texts = [prefix] if isinstance(prefix, str) else list(prefix)
+        if not isinstance(prefix, str) and len(texts) != count:
+            raise UserError(f"{len(texts)} prefixes for {count} images")
+        tokens, _ = self.contract.text(texts)
+        tokenizer = self.contract.tokenizer
+        given = (tokens == tokenizer.eos_id).argmax(axis=1)
+        if (given >= min(length, self.contract.max_len - 1)).any():
+            text = texts[int(given.argmax())]
+            raise UserError(f"the prefix {text!r} leaves no room in max_len={length} tokens")
+        tokens = np.where(np.arange(length) < given[:, None], tokens[:, :length], tokenizer.pad_id)
+        return np.broadcast_to(tokens, (count, length)), given
+
+    def _local_pieces(self) -> int:
+        return max(1, mesh_lib.batch_devices(self.mesh) // jax.process_count())
+
+    def _track(self, work: range, name: str) -> Iterable[int]:
+        stderr = console.Console(stderr=True)
+        hidden = not (self.progress and stderr.is_terminal and len(work) > 4)
+        return progress.track(work, name, console=stderr, transient=True, disable=hidden)
+
+
+def _picture(image: Picture, contract: contract_lib.Contract, position: int) -> np.ndarray:
+    name = f"images[{position}]"
+    try:
+        if isinstance(image, (str, os.PathLike)):
+            name, image = f"{name} ({os.fspath(image)})", epath.Path(image).read_bytes()
+        return contract.image(image)
+    except (BadRecord, UserError, OSError) as error:
+        raise UserError(f"{name}: {error}") from error

@@ -1,0 +1,104 @@
+"""What a predictor computes on the device, as pure functions of a model, parameters and inputs.
+
+`predictor.py` compiles them, `export.py` writes them out as portable artifacts. A model that lacks
+the method or the output that one of them needs is refused while it is traced, with a UserError.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from big_mm import decoding
+from big_mm.spec import UserError
+from big_mm.types import Batch, Outputs
+
+
+def encode_image(
+    model: nn.Module, params: Any, image: Int[Array, "batch size size 3"]
+) -> Float[Array, "batch dim"]:
+    """Image embeddings."""
+    outputs = _method(model, "encode_image")({"params": params}, image)
+    return _output(model, outputs, "image_embedding")
+
+
+def encode_text(
+    model: nn.Module, params: Any, tokens: Int[Array, "batch length"], token_mask: Array
+) -> Float[Array, "batch dim"]:
+    """Text embeddings."""
+    outputs = _method(model, "encode_text")({"params": params}, tokens, token_mask)
+    return _output(model, outputs, "text_embedding")
+
+
+def generate(
+    model: nn.Module,
+    params: Any,
+    image: Int[Array, "batch size size 3"],
+    prefix: Int[Array, "batch length"],
+    rows: Int[Array, " batch"],
+    seed: Any,
+    how: decoding.Decoding,
+    *,
+    vocabulary: decoding.Vocabulary,
+    prefill: int = 1,
+) -> tuple[Int[Array, "batch length"], Float[Array, " batch"]]:
+    """Caption tokens and their log-probabilities; see `decoding.decode`.
+
+    For guidance, an image that is not seen is image tokens that are all zero.
+
+    Args:
+      rows: a number for each row; with `seed` it determines the row's samples.
+    """
+    outputs = _method(model, "encode_image")({"params": params}, image)
+    image_tokens = _output(model, outputs, "image_tokens")
+    if how.guided:
+        both = jnp.stack([image_tokens, jnp.zeros_like(image_tokens)], axis=1)
+        image_tokens = both.reshape(-1, *image_tokens.shape[1:])
+    _, variables = _method(model, "init_cache")({"params": params}, image_tokens, mutable=["cache"])
+    decode_step = _method(model, "decode_step")
+
+    def step(tokens: Array, cache: Any) -> tuple[Array, Any]:
+        outputs, new = decode_step({"params": params, "cache": cache}, tokens, mutable=["cache"])
+        return outputs["caption_logits"], new["cache"]
+
+    if how.guided:
+        step = decoding.guide(step, how.guidance)
+    keys = None
+    if how.sample:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+    return decoding.decode(
+        step,
+        variables["cache"],
+        prefix,
+        how,
+        vocabulary,
+        keys=keys,
+        prefill=prefill,
+        batch_axis=model.cache_batch_axis,
+    )
+
+
+def forward(
+    model: nn.Module, params: Any, batch: Batch, *, keys: tuple[str, ...] | None
+) -> Outputs:
+    """The model's outputs as in training, without dropout."""
+    outputs = model.apply({"params": params}, batch, train=False)
+    return outputs if keys is None else {key: _output(model, outputs, key) for key in keys}
+
+
+def _method(model: nn.Module, name: str) -> Callable[..., Any]:
+    if not hasattr(model, name):
+        raise UserError(f"{type(model).__name__} has no {name}: it was not built for this")
+    return functools.partial(model.apply, method=name)
+
+
+def _output(model: nn.Module, outputs: Outputs, key: str) -> Array:
+    if key not in outputs:
+        raise UserError(
+            f"{type(model).__name__} has no {key}; its outputs here are {', '.join(outputs)}"
+        )
+    return outputs[key]
