@@ -1,0 +1,106 @@
+"""The default objective, a weighted sum of loss terms over one forward pass, and the seam itself.
+
+Another method (teacher, queue, policy gradient) is a class with the same methods, usually a
+subclass of `Weighted`. The trainer knows an objective only through them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from big_mm.spec import UserError
+from big_mm.types import Aux, Batch, Mean, Outputs
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A loss term: a frozen dataclass, written on the global batch as if there were one device."""
+
+    batch_coupled: ClassVar[bool]
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weighted:
+    """The sum over `losses` of weight times mean, from one forward pass of `model`.
+
+    Attributes:
+      model: a Flax module, `model.apply(variables, batch, train=...) -> outputs`.
+      losses: terms by name; the name is the metric's, `loss/<name>`.
+      weights: by the same names; a term that is not named weighs 1.
+    """
+
+    model: nn.Module
+    losses: dict[str, Loss]
+    weights: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.losses:
+            raise UserError("an objective needs at least one loss in `losses`")
+        if unknown := sorted(set(self.weights) - set(self.losses)):
+            raise UserError(f"weights for {unknown}, but the losses are {sorted(self.losses)}")
+
+    def init(self, rng: Array, batch: Batch) -> Any:
+        """Parameters; traced by the trainer, which places every leaf where its sharding says."""
+        return self.model.init(rng, batch, train=False)["params"]
+
+    def init_extra(self, rng: Array, params: Any) -> Any:
+        """Whatever else the method keeps: teacher, queue, baseline. Traced, like `init`."""
+        del rng, params
+        return {}
+
+    def prepare(self, state: Any, batch: Batch) -> Batch:
+        """Runs on the host before each step; may sample from the model or compute rewards."""
+        del state
+        return batch
+
+    def loss(
+        self, params: Any, extra: Any, batch: Batch, rng: Array
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The scalar to differentiate, equal to `self.scalar(aux.terms)`, and what it consists of.
+
+        Under accumulation arrays in `aux.carry` are rows, batch axis first.
+        """
+        del extra
+        outputs = self.model.apply({"params": params}, batch, train=True, rngs={"dropout": rng})
+        terms, metrics = {}, {}
+        for name, term in self.losses.items():
+            terms[name], more = term(outputs, batch)
+            metrics |= {f"{name}/{key}": value for key, value in more.items()}
+        return self.scalar(terms), Aux(terms, metrics)
+
+    def scalar(
+        self, terms: Mapping[str, Mean], counts: Mapping[str, Any] | None = None
+    ) -> Float[Array, ""]:
+        """The weighted sum of the terms' means.
+
+        With `counts`, of total / count: a microbatch's exact share of the global batch's loss.
+        """
+        counts = counts or {name: term.count for name, term in terms.items()}
+        means = {name: Mean(term.total, counts[name]).compute() for name, term in terms.items()}
+        weighted = [self.weights.get(name, 1.0) * mean for name, mean in means.items()]
+        return jnp.sum(jnp.stack(weighted))
+
+    def update_extra(self, extra: Any, params: Any, aux: Aux) -> Any:
+        """Inside the step, after the update; `params` are the new ones."""
+        del params, aux
+        return extra
+
+    def check_accumulation(self, accumulate: int) -> None:
+        """Refuses microbatches where they would change the method.
+
+        Raises:
+          UserError: a term compares all rows of the batch with one another.
+        """
+        coupled = sorted(name for name, term in self.losses.items() if term.batch_coupled)
+        if accumulate > 1 and coupled:
+            raise UserError(
+                f"accumulate={accumulate} would give {coupled} fewer rows to compare with, which "
+                "is another loss: set accumulate=1 and use rematerialisation (remat) or more "
+                "devices, or an objective that handles coupled terms"
+            )

@@ -1,0 +1,53 @@
+"""Trains what a config describes.
+
+    python -m big_mm.train --config configs/coca.py:tiny --workdir runs/mine
+    python -m big_mm.train --config ... --workdir ... --config.optimizer.learning_rate=3e-4
+    python -m big_mm.train --config ... --config.steps=0     check everything, train nothing
+
+The workdir gets metrics.jsonl, evaluation.json, report.html, config.json, checkpoints/ and
+tensorboard/. The same command continues an interrupted run from its latest checkpoint; SIGTERM
+saves before it ends the run.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from absl import logging
+
+from big_mm import mesh, spec
+from big_mm.spec import UserError
+from big_mm.training import check, loop
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m big_mm.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--config.KEY=VALUE sets a key of the config, at any depth: values are Python "
+        "literals, text, or the dotted name of a component.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="get_config(ARG)")
+    parser.add_argument("--workdir", metavar="DIR", help="where results go; needed unless steps=0")
+    arguments, overrides = parser.parse_known_args(argv)
+    logging.set_verbosity(logging.WARNING)
+    try:
+        config = spec.load_config(arguments.config)
+        spec.override(config, overrides)
+        mesh.init_distributed()
+        if config.steps == 0:
+            print(check.check(config, arguments.workdir))
+        elif not arguments.workdir:
+            raise UserError("--workdir DIR is needed to train (--config.steps=0 only checks)")
+        else:
+            loop.train(config, arguments.workdir)
+    except (UserError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

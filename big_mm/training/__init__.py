@@ -1,0 +1,1 @@
+"""The one trainer: `loop.train` runs a `run.Run`; `step.py` holds the only jitted update."""

@@ -1,0 +1,340 @@
+"""Checkpoints: Orbax underneath, asynchronous and atomic, with checksums of our own.
+
+A step folder is self-sufficient:
+
+    params/ ema/ optimizer/ extra/ progress/   the state's items, each an Orbax tree
+    files/config.json                          the resolved config
+    files/tokenizer.model                      the vocabulary of its contract
+    files/manifest.json                        shape, type and checksum of every leaf and file
+
+Orbax does not notice a flipped bit in an array, hence the checksums: they are taken on the device
+before the save and compared on the device after the restore. Nothing is ever unpickled.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+
+from big_mm import mesh as mesh_lib
+from big_mm import spec, trees
+from big_mm.spec import UserError
+
+CONFIG, TOKENIZER, MANIFEST = "config.json", "tokenizer.model", "manifest.json"
+_FILES = "files"
+_SHOWN = 12
+
+# {item: {path: array, or shape with sharding}}: a training state as it is stored.
+Items = dict[str, dict[str, Any]]
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, or of another model."""
+
+
+class _Damaged(Exception):
+    """A step folder does not hold what was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """When to save and what to keep.
+
+    Attributes:
+      every: steps between saves; the last step is always saved. 0 saves the last step only.
+      keep: how many of the latest to keep.
+      keep_every: also keep, for good, the steps that this divides.
+    """
+
+    every: int = 1000
+    keep: int = 2
+    keep_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 1:
+            raise UserError(f"checkpoints need every >= 0 and keep >= 1, not {self}")
+
+    def due(self, step: int) -> bool:
+        return self.every > 0 and step % self.every == 0
+
+
+class Store:
+    """The checkpoints of one run."""
+
+    def __init__(self, directory: epath.PathLike, policy: Checkpoints, files: Mapping[str, bytes]):
+        """`files` ({name: content}) go into every step folder."""
+        self.directory = epath.Path(directory).resolve()
+        self._files = dict(files)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=policy.keep,
+                keep_period=policy.keep_every,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """The committed steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, items: Items) -> None:
+        """Copies the arrays before it returns; the writing goes on in the background.
+
+        Raises whatever made an earlier save fail.
+        """
+        if step in self.steps():
+            # Only a step that `restore` has refused is reached again.
+            self._manager.delete(step)
+        items = {name: flat for name, flat in items.items() if flat}
+        manifest = json.dumps(_describe(items, self._files), indent=1)
+        arguments: dict[str, Any] = {
+            name: ocp.args.StandardSave(trees.unflatten(flat)) for name, flat in items.items()
+        }
+        arguments[_FILES] = _SaveFiles(self._files | {MANIFEST: manifest.encode()})
+        self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+
+    def restore(self, wanted: Items) -> Items | None:
+        """The newest intact step, laid out as `wanted` says; None if nothing was ever saved.
+
+        A damaged step is refused with a warning, and the one before it is taken.
+
+        Raises:
+          CheckpointError: the checkpoint is of another model, or none is intact.
+        """
+        for step in reversed(self.steps()):
+            folder = self.directory / str(step)
+            try:
+                manifest = _load_manifest(folder)
+                _check_same_shapes(folder, manifest, wanted)
+                return {
+                    name: _read_item(folder, manifest, name, flat)
+                    for name, flat in wanted.items()
+                    if flat
+                }
+            except _Damaged as error:
+                logging.warning("REFUSED the checkpoint %s: %s", folder, error)
+        if self.steps():
+            raise CheckpointError(
+                f"no checkpoint in {self.directory} is intact (steps {self.steps()} were tried): "
+                "put back a copy, or start again in another --workdir"
+            )
+        return None
+
+    def check(self) -> None:
+        """Raises the error of a save that failed in the background."""
+        self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits until everything is written, and raises what went wrong."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+        self._manager.close()
+
+
+# ---- reading a step folder -----------------------------------------------------------------------
+
+
+def find_checkpoint(directory: epath.PathLike) -> epath.Path:
+    """The step folder meant by a workdir, its checkpoints/ folder, or a step folder itself.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    root = epath.Path(directory)
+    if (root / _FILES / MANIFEST).exists():
+        return root
+    for parent in (root / "checkpoints", root):
+        if parent.is_dir():
+            # Unfinished saves bear temporary names, which are not numbers.
+            if steps := [p for p in parent.iterdir() if p.name.isdigit()]:
+                return max(steps, key=lambda p: int(p.name))
+    raise CheckpointError(
+        f"no checkpoint in {directory}: give a workdir, its checkpoints/ or one step's folder"
+    )
+
+
+def load_config(directory: epath.PathLike, *, trusted: Sequence[str] = spec.TRUSTED) -> Any:
+    """The config of the run; its contract's tokenizer is the one stored beside it.
+
+    Raises:
+      CheckpointError: no checkpoint, or a damaged one.
+      UserError: the config names a class outside the `trusted` packages.
+    """
+    folder = find_checkpoint(directory)
+    try:
+        digests = _load_manifest(folder)["files"]
+        content = {name: _read_file(folder, name, digest) for name, digest in digests.items()}
+    except _Damaged as error:
+        raise CheckpointError(f"the checkpoint {folder} is damaged: {error}") from error
+    config = spec.from_json(content[CONFIG].decode(), trusted=trusted)
+    if TOKENIZER in content:
+        config.contract.tokenizer.path = str(folder / _FILES / TOKENIZER)
+    return config
+
+
+def load_params(
+    directory: epath.PathLike, which: str = "ema", mesh: Mesh | None = None, rules: trees.Rules = ()
+) -> Any:
+    """The nested parameters of a checkpoint, verified, laid out over `mesh` (default: one device).
+
+    Args:
+      which: "ema" takes the running averages if the run kept them, "params" never does.
+
+    Raises:
+      CheckpointError: no checkpoint, or a damaged one.
+    """
+    if which not in ("ema", "params"):
+        raise UserError(f"which={which!r} is neither 'ema' nor 'params'")
+    folder = find_checkpoint(directory)
+    mesh = mesh or mesh_lib.single_device_mesh()
+    shapes = parameter_shapes(folder)
+    placed = trees.flatten(mesh_lib.shardings(shapes, mesh, rules))
+    wanted = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[path])
+        for path, leaf in shapes.items()
+    }
+    return trees.unflatten(read_params(folder, wanted, which))
+
+
+def parameter_shapes(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """{path: shape and type} of a checkpoint's parameters, without reading them."""
+    return _shapes(_manifest_or_error(folder), "params")
+
+
+def read_params(
+    folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct], which: str
+) -> dict[str, jax.Array]:
+    """The parameters {path: shape with sharding} of one step folder; see `load_params`."""
+    manifest = _manifest_or_error(folder)
+    averaged = _shapes(manifest, "ema") if which == "ema" else {}
+    try:
+        params = _read_item(folder, manifest, "params", dict(wanted))
+        if averaged:
+            chosen = {path: leaf for path, leaf in wanted.items() if path in averaged}
+            params |= _read_item(folder, manifest, "ema", chosen)
+    except _Damaged as error:
+        raise CheckpointError(f"the checkpoint {folder} is damaged: {error}") from error
+    return params
+
+
+def _read_item(
+    folder: epath.Path, manifest: Any, name: str, wanted: dict[str, Any]
+) -> dict[str, jax.Array]:
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            nested = reader.restore(folder / name, trees.unflatten(wanted))
+    except Exception as error:  # Orbax and TensorStore have many ways to say "unreadable".
+        raise _Damaged(f"{name}/ cannot be read: {type(error).__name__}: {error}") from error
+    flat = trees.flatten(nested)
+    for path, digest in trees.digest(flat).items():
+        if digest != manifest["leaves"][f"{name}/{path}"]["digest"]:
+            raise _Damaged(f"{name}/{path} does not have the checksum it was saved with")
+    return flat
+
+
+def _read_file(folder: epath.Path, name: str, digest: str) -> bytes:
+    try:
+        content = (folder / _FILES / name).read_bytes()
+    except OSError as error:
+        raise _Damaged(f"{_FILES}/{name} cannot be read: {error}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise _Damaged(f"{_FILES}/{name} does not have the checksum it was saved with")
+    return content
+
+
+# ---- the manifest --------------------------------------------------------------------------------
+
+
+def _describe(items: Items, files: Mapping[str, bytes]) -> dict[str, Any]:
+    flat = {f"{name}/{path}": leaf for name, part in items.items() for path, leaf in part.items()}
+    digests = trees.digest(flat)
+    return {
+        "leaves": {
+            path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "digest": digests[path]}
+            for path, leaf in flat.items()
+        },
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "versions": {"jax": jax.__version__, "orbax-checkpoint": ocp.__version__},
+    }
+
+
+def _load_manifest(folder: epath.Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / _FILES / MANIFEST).read_text())
+        if not {"leaves", "files"} <= manifest.keys():
+            raise ValueError("it lacks its leaves or files")
+    except (OSError, ValueError, AttributeError) as error:
+        raise _Damaged(f"{_FILES}/{MANIFEST} cannot be read: {error}") from error
+    return manifest
+
+
+def _manifest_or_error(folder: epath.Path) -> dict[str, Any]:
+    try:
+        return _load_manifest(folder)
+    except _Damaged as error:
+        raise CheckpointError(f"the checkpoint {folder} is damaged: {error}") from error
+
+
+def _shapes(manifest: Any, item: str) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        path.removeprefix(f"{item}/"): jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])
+        for path, leaf in manifest["leaves"].items()
+        if path.startswith(f"{item}/")
+    }
+
+
+def _check_same_shapes(folder: epath.Path, manifest: Any, wanted: Items) -> None:
+    stored = {path: (leaf["shape"], leaf["dtype"]) for path, leaf in manifest["leaves"].items()}
+    ours = {
+        f"{name}/{path}": (list(leaf.shape), str(leaf.dtype))
+        for name, flat in wanted.items()
+        for path, leaf in flat.items()
+    }
+
+    def show(leaf: tuple[list[int], str] | None) -> str:
+        return "absent" if leaf is None else f"{'x'.join(map(str, leaf[0])) or 'scalar'} {leaf[1]}"
+
+    # The parameters first: the moments only repeat what is wrong with them.
+    paths = sorted(stored.keys() | ours.keys(), key=lambda p: (not p.startswith("params/"), p))
+    lines = [
+        f"{path}: {show(stored.get(path))} in the checkpoint, {show(ours.get(path))} here"
+        for path in paths
+        if stored.get(path) != ours.get(path)
+    ]
+    if lines:
+        more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        raise CheckpointError(
+            f"the checkpoint {folder} is of another model or optimizer:\n  "
+            + "\n  ".join(lines[:_SHOWN] + more)
+            + "\nUse another --workdir; init_from=spec(InitFrom, ...) loads parts of a checkpoint"
+        )
+
+
+# ---- files in a step folder ----------------------------------------------------------------------
+
+
+class _FilesHandler(ocp.CheckpointHandler):
+    """Writes named files as one item, so that they are committed with the arrays or not at all."""
+
+    def save(self, directory: epath.Path, args: "_SaveFiles") -> None:
+        if jax.process_index() == 0:
+            for name, content in args.files.items():
+                (directory / name).write_bytes(content)
+
+    def restore(self, directory: epath.Path, args: Any = None) -> dict[str, bytes]:
+        del args
+        return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@ocp.args.register_with_handler(_FilesHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _SaveFiles(ocp.args.CheckpointArgs):
+    files: dict[str, bytes]

@@ -1,0 +1,135 @@
+"""What a run carries from step to step, where it lies on the mesh, and its sharded creation."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int
+
+from big_mm import mesh as mesh_lib
+from big_mm import trees
+from big_mm.training.optimizer import Optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Everything that is checkpointed and resumed.
+
+    Attributes:
+      step: batches consumed; the position in the data and the seed of the next step.
+      params: all parameters, nested.
+      opt_state: of the trainable parameters, which it names by flat paths.
+      ema: {path: running average of a trainable parameter}, or {} when off.
+      extra: the objective's own (teacher, queue, ...).
+      skipped: updates refused because they were not finite or too large.
+      bad: damaged records replaced so far.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+    ema: dict[str, Array]
+    extra: Any
+    skipped: Int[Array, ""]
+    bad: Int[Array, ""]
+
+    def averaged_params(self) -> Any:
+        """The parameters to evaluate: the running average where there is one."""
+        return trees.unflatten(trees.flatten(self.params) | self.ema)
+
+
+def init_params(objective: Any, batch: Any, seed: int) -> Any:
+    """Fresh parameters; pure, so that they can be traced for shapes or jitted with shardings.
+
+    `batch` holds shapes (anything with .shape and .dtype).
+    """
+    zeros = {key: jnp.zeros(leaf.shape, leaf.dtype) for key, leaf in batch.items()}
+    return objective.init(_rng(seed, 0), zeros)
+
+
+def create(objective: Any, optimizer: Optimizer, params: Any, *, seed: int, ema: bool) -> State:
+    """The state of step 0 around `params`; pure."""
+    trainable, _ = trees.split(params, optimizer.trainable(params))
+    zero = jnp.zeros((), jnp.int32)
+    return State(
+        step=zero,
+        params=params,
+        opt_state=optimizer.transform(params).init(trainable),
+        ema=trainable if ema else {},
+        extra=objective.init_extra(_rng(seed, 1), params),
+        skipped=zero,
+        bad=zero,
+    )
+
+
+def step_rng(seed: int, step: Int[Array, ""]) -> Array:
+    """The generator of a step, whatever happened before it."""
+    return jax.random.fold_in(_rng(seed, 2), step)
+
+
+def _rng(seed: int, purpose: int) -> Array:
+    return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def shardings(state: State, mesh: Mesh, rules: trees.Rules) -> State:
+    """The state's tree of shardings; rules are over parameter paths.
+
+    Moments, averages and teachers lie as the parameter whose path their own path ends with.
+    """
+    params = trees.flatten(mesh_lib.shardings(state.params, mesh, rules))
+    shapes = {path: leaf.shape for path, leaf in trees.flatten(state.params).items()}
+    others = trees.flatten(mesh_lib.shardings(state, mesh))
+
+    def place(path: str, leaf: Any) -> NamedSharding:
+        keys = path.split("/")
+        suffixes = ("/".join(keys[i:]) for i in range(1, len(keys)))
+        like = next((s for s in suffixes if shapes.get(s) == leaf.shape), None)
+        return others[path] if like is None else params[like]
+
+    placed = [place(path, leaf) for path, leaf in trees.flatten(state).items()]
+    return jax.tree.unflatten(jax.tree.structure(state), placed)
+
+
+def with_shardings(state: State, placed: State) -> State:
+    """Shapes that also say where each leaf lies: what a restore is told."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        placed,
+    )
+
+
+def to_items(state: State) -> dict[str, dict[str, Any]]:
+    """{item: {path: leaf}}: the state, or its shapes, as a checkpoint stores it."""
+    return {
+        "params": trees.flatten(state.params),
+        "ema": trees.flatten(state.ema),
+        "optimizer": trees.flatten(state.opt_state),
+        "extra": trees.flatten(state.extra),
+        "progress": {"step": state.step, "skipped": state.skipped, "bad": state.bad},
+    }
+
+
+def from_items(like: State, items: dict[str, dict[str, Any]]) -> State:
+    """The inverse of `to_items`, with the structure of `like`; empty items may be absent."""
+
+    def rebuilt(tree: Any, name: str) -> Any:
+        leaves = [items[name][path] for path in trees.flatten(tree)]
+        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+    return State(
+        params=rebuilt(like.params, "params"),
+        ema=rebuilt(like.ema, "ema"),
+        opt_state=rebuilt(like.opt_state, "optimizer"),
+        extra=rebuilt(like.extra, "extra"),
+        **items["progress"],
+    )
+
+
+def overview(state: State, optimizer: Optimizer) -> str:
+    """The parameter table, with what the optimizer's rules say of each."""
+    notes = optimizer.describe(state.params)
+    return trees.overview(state.params, lambda path, leaf: notes[path])

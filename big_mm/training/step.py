@@ -1,0 +1,138 @@
+"""The only jitted update: from a state and a global batch to the next state and its metrics."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from big_mm import trees
+from big_mm.mesh import BATCH_AXES
+from big_mm.training import optimizer as optimizers
+from big_mm.training.state import State, step_rng
+from big_mm.types import Aux, Batch, Mean
+
+Metrics = dict[str, Float[Array, ""]]
+Flat = dict[str, Array]
+LossFn = Callable[[Flat, Batch, Array], tuple[Float[Array, ""], Aux]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """The update of one run: `jax.jit(Update(...), donate_argnums=0)`.
+
+    A step whose loss, gradient or update is not finite, or whose gradient norm exceeds
+    `max_grad_norm`, leaves everything but the counters as it was, bit for bit.
+    """
+
+    objective: Any
+    optimizer: optimizers.Optimizer
+    mesh: Mesh
+    seed: int
+    steps: int
+    accumulate: int = 1
+    ema: float = 0.0
+    max_grad_norm: float | None = None
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        batch, bad = count_bad(state.bad, batch)
+        rng = step_rng(self.seed, state.step)
+        trainable, frozen = trees.split(state.params, self.optimizer.trainable(state.params))
+
+        def loss(trainable: Flat, batch: Batch, rng: Array) -> tuple[Float[Array, ""], Aux]:
+            params = trees.merge(trainable, frozen)
+            return self.objective.loss(params, state.extra, batch, rng)
+
+        if self.accumulate == 1:
+            (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(trainable, batch, rng)
+        else:
+            value, aux, grads = self.accumulated(loss, trainable, batch, rng)
+
+        transform = self.optimizer.transform(state.params)
+        direction, opt_state = transform.update(grads, state.opt_state, trainable)
+        rate = self.optimizer.rate(state.step, self.steps)
+        updated = optimizers.apply(trainable, direction, rate)
+        params = trees.merge(updated, frozen)
+        ema = average(state.ema, updated, self.ema, state.step)
+        extra = self.objective.update_extra(state.extra, params, aux)
+
+        metrics = {name: mean.compute() for name, mean in aux.metrics.items()}
+        metrics |= {f"loss/{name}": term.compute() for name, term in aux.terms.items()}
+        metrics |= {
+            "loss": value,
+            "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(trainable),
+            "update_norm": rate * optax.global_norm(direction),
+            "learning_rate": rate,
+        }
+        good = self.acceptable(metrics)
+        new = State(state.step, params, opt_state, ema, extra, state.skipped, bad)
+        new = jax.tree.map(lambda n, old: jnp.where(good, n, old), new, state)
+        new = dataclasses.replace(new, step=state.step + 1, skipped=state.skipped + ~good, bad=bad)
+        return new, metrics | {"skipped": new.skipped, "data/bad": bad}
+
+    def acceptable(self, metrics: Metrics) -> Array:
+        """Whether the update may happen."""
+        norm = metrics["grad_norm"]
+        finite = jnp.isfinite(jnp.stack([metrics["loss"], norm, metrics["update_norm"]])).all()
+        return finite if self.max_grad_norm is None else finite & (norm <= self.max_grad_norm)
+
+    def accumulated(
+        self, loss: LossFn, params: Flat, batch: Batch, rng: Array
+    ) -> tuple[Float[Array, ""], Aux, Flat]:
+        """Value, Aux and gradient of the whole batch, one microbatch in memory at a time.
+
+        Counts (tokens, valid rows) differ between microbatches, so that a mean of their means is
+        not the batch's mean. A first pass takes the counts alone, for which XLA drops the forward
+        pass; the second sums the gradients of each microbatch's share of the global mean.
+        """
+        micro = jax.tree.map(self._split, batch), jax.random.split(rng, self.accumulate)
+
+        def counts(total: None, inputs: Any) -> tuple[None, dict[str, Array]]:
+            terms = loss(params, *inputs)[1].terms
+            return None, {name: term.count for name, term in terms.items()}
+
+        _, count = jax.lax.scan(counts, None, micro)
+        count = {name: value.sum(0) for name, value in count.items()}
+
+        def share(params: Flat, inputs: Any) -> tuple[Float[Array, ""], Aux]:
+            aux = loss(params, *inputs)[1]
+            return self.objective.scalar(aux.terms, count), aux
+
+        def add(total: Flat, inputs: Any) -> tuple[Flat, Aux]:
+            grads, aux = jax.grad(share, has_aux=True)(params, inputs)
+            return jax.tree.map(jnp.add, total, grads), aux
+
+        grads, auxes = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), micro)
+        aux = jax.tree.map(_gather, auxes, is_leaf=lambda x: isinstance(x, Mean))
+        return self.objective.scalar(aux.terms), aux, grads
+
+    def _split(self, rows: Float[Array, "batch ..."]) -> Float[Array, "microbatches rows ..."]:
+        """Every microbatch takes rows of every device, so that nothing moves between devices."""
+        rows = rows.reshape(-1, self.accumulate, *rows.shape[1:]).swapaxes(0, 1)
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES))
+        return jax.lax.with_sharding_constraint(rows, sharding)
+
+
+def _gather(stacked: Any) -> Any:
+    """The inverse of `Update._split` for rows; the sum for means."""
+    if isinstance(stacked, Mean):
+        return Mean(stacked.total.sum(0), stacked.count.sum(0))
+    return stacked.swapaxes(0, 1).reshape(-1, *stacked.shape[2:])
+
+
+def average(ema: Flat, params: Flat, decay: float, step: Array) -> Flat:
+    """The running average; its decay starts small, so that the initialisation is soon forgotten."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return {path: decay * old + (1.0 - decay) * params[path] for path, old in ema.items()}
+
+
+def count_bad(total: Array, batch: Batch) -> tuple[Batch, Array]:
+    """Takes the flags of damaged records out of the batch and adds them up over all hosts."""
+    batch = dict(batch)
+    flags = batch.pop("bad", None)
+    return batch, total if flags is None else total + flags.sum(dtype=total.dtype)
