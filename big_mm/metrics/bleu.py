@@ -1,7 +1,5 @@
 """Corpus BLEU, equal to pycocoevalcap 1.2."""
 
-from __future__ import annotations
-
 import collections
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The COCO caption scores from plain text."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from big_mm.metrics import bleu, cider, ptb, rouge

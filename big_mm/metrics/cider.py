@@ -1,7 +1,5 @@
 """CIDEr-D, equal to pycocoevalcap 1.2 (which calls it CIDEr)."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import math
@@ -25,7 +23,7 @@ class DocumentFrequency:
     documents: int
 
     @classmethod
-    def of(cls, references: Sequence[Sequence[str]]) -> DocumentFrequency:
+    def of(cls, references: Sequence[Sequence[str]]) -> "DocumentFrequency":
         """Counts over tokenised references, one list of captions an image."""
         counts: collections.Counter[Ngram] = collections.Counter()
         for captions in references:
@@ -73,7 +71,7 @@ class _Vector:
     bigrams: int
 
     @classmethod
-    def of(cls, caption: str, frequency: DocumentFrequency) -> _Vector:
+    def of(cls, caption: str, frequency: DocumentFrequency) -> "_Vector":
         counts = ngrams.count(caption, _MAX_N)
         weights = {ngram: n * frequency.weight(ngram) for ngram, n in counts.items()}
         squares = [0.0] * _MAX_N
@@ -82,7 +80,7 @@ class _Vector:
         bigrams = sum(n for ngram, n in counts.items() if len(ngram) == 2)
         return cls(weights, tuple(math.sqrt(s) for s in squares), bigrams)
 
-    def similarity(self, reference: _Vector) -> float:
+    def similarity(self, reference: "_Vector") -> float:
         """Clipped cosine, averaged over n, times the length penalty."""
         products = [0.0] * _MAX_N
         for ngram, weight in self.weights.items():

@@ -1,7 +1,5 @@
 """Counting runs of words."""
 
-from __future__ import annotations
-
 import collections
 
 Ngram = tuple[str, ...]

@@ -23,8 +23,6 @@ typographic apostrophe inside a word ("c’mon", "ol’dog"). A line separator i
 neighbours' references; here it counts as a space.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import unicodedata

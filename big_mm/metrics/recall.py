@@ -1,7 +1,5 @@
 """Which gallery items come first for a query, and how often a right one is among them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

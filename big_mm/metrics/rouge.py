@@ -1,7 +1,5 @@
 """ROUGE-L, equal to pycocoevalcap 1.2."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,0 +1,131 @@
+"""Finding the text of an image and the image of a text."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Int
+
+from big_mm.data.records import Source
+from big_mm.evaluators import base
+from big_mm.evaluators.base import About
+from big_mm.metrics import recall
+from big_mm.predictor import Predictor
+
+_SHOWN = 6  # right and wrong queries of each direction
+_SHOWN_RESULTS = 3
+_DIRECTIONS = {
+    "image_to_text": "images for which one of their own captions is among the {k} nearest captions",
+    "text_to_image": "captions for which their own image is among the {k} nearest images",
+}
+
+
+def _about() -> dict[str, About]:
+    return {
+        f"{direction}_r@{k}": About(
+            f"{direction.replace('_', ' ')} R@{k}", text.format(k=k), headline=k in (1, 5, 10)
+        )
+        for direction, text in _DIRECTIONS.items()
+        for k in (1, 5, 10, 50, 100)
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval(base.Evaluator):
+    """Recall at k among all images and all captions of the source, both ways.
+
+    A query is a hit if any right item is in its top k: any of the image's captions (not the share
+    of them), the caption's one image. Equal similarities count against the model, and so does a
+    caption that also fits another image. Chance is that of a random order.
+
+    Attributes:
+      source: records with an image and captions.
+      ks: the depths to report.
+      captions: the record's key with the captions; each is a text query.
+      captions_per_image: the first so many captions of an image (5 for COCO); None: all.
+      prefix: put before each caption ("a photo of " helps some models by a point or two).
+      batch_size: images prepared at a time.
+      limit: only the first records. Recall depends on the size of the gallery.
+    """
+
+    source: Source
+    ks: tuple[int, ...] = (1, 5, 10)
+    captions: str = "captions"
+    captions_per_image: int | None = None
+    prefix: str = ""
+    batch_size: int = 256
+    limit: int | None = None
+
+    about: ClassVar[dict[str, About]] = _about()
+
+    def run(self, predictor: Predictor, step: int) -> dict[str, float]:
+        return self.run_with_artifacts(predictor, step).metrics
+
+    def run_with_artifacts(self, predictor: Predictor, step: int) -> base.Result:
+        """Metrics: image_to_text_r@k, text_to_image_r@k, their chance levels, images, texts.
+
+        Raises:
+          UserError: a record without captions, or a model without embeddings.
+        """
+        embeddings, texts = [], []
+        pictures: list[np.ndarray] = []
+        for batch in base.examples(self.source, predictor.contract, self.batch_size, self.limit):
+            embeddings.append(predictor.encode_image(batch["image"]))
+            texts += [
+                row[: self.captions_per_image] for row in base.captions_of(batch, self.captions)
+            ]
+            pictures += list(batch["image"])
+        image = np.concatenate(embeddings)
+        flat = [caption for captions in texts for caption in captions]
+        text = predictor.encode_text([self.prefix + caption for caption in flat])
+        image_ids = np.arange(len(texts))
+        text_ids = np.repeat(image_ids, [len(captions) for captions in texts])
+        metrics: dict[str, float] = {}
+        rankings = {}
+        for direction, query, item, query_ids, item_ids in (
+            ("image_to_text", image, text, image_ids, text_ids),
+            ("text_to_image", text, image, text_ids, image_ids),
+        ):
+            ranking = recall.rank(query, item, query_ids, item_ids, k=max(*self.ks, _SHOWN_RESULTS))
+            for k in self.ks:
+                metrics[f"{direction}_r@{k}"] = ranking.recall(k)
+                metrics[f"{direction}_r@{k}_chance"] = recall.chance(query_ids, item_ids, k)
+            rankings[direction] = ranking
+        metrics |= {"images": len(texts), "texts": len(flat)}
+        return base.Result(metrics, {"examples": _shown(rankings, pictures, texts, flat, text_ids)})
+
+
+def _shown(
+    rankings: dict[str, recall.Ranking],
+    pictures: list[np.ndarray],
+    texts: list[list[str]],
+    flat: list[str],
+    text_ids: Int[np.ndarray, " texts"],
+) -> dict[str, Any]:
+    """The first right and the first wrong queries of each direction, with what came first."""
+
+    def by_image(i: int, found: Any, right: Any) -> dict[str, Any]:
+        results = [{"text": flat[j], "right": bool(r)} for j, r in zip(found, right, strict=True)]
+        return {"image": base.picture(pictures[i]), "truth": texts[i][:2], "results": results}
+
+    def by_text(i: int, found: Any, right: Any) -> dict[str, Any]:
+        results = [
+            {"image": base.picture(pictures[j]), "right": bool(r)}
+            for j, r in zip(found, right, strict=True)
+        ]
+        truth = base.picture(pictures[text_ids[i]])
+        return {"text": flat[i], "truth": truth, "results": results}
+
+    shown: dict[str, Any] = {"kind": "retrieval"}
+    for (direction, ranking), show in zip(rankings.items(), (by_image, by_text), strict=True):
+        for verdict, wanted in (("right", True), ("wrong", False)):
+            queries = np.flatnonzero(ranking.right[:, 0] == wanted)[:_SHOWN]
+            shown[f"{direction}_{verdict}"] = [
+                show(
+                    int(i),
+                    ranking.indices[i, :_SHOWN_RESULTS],
+                    ranking.right[i, :_SHOWN_RESULTS],
+                )
+                for i in queries
+            ]
+    return shown
