@@ -235,6 +235,25 @@ class Predictor:
             "captions", len(images), prepare, lambda *x: program(self.params, *x, seed, options)
         )
 
+    def caption_log_likelihood(
+        self, images: Sequence[Picture] | np.ndarray, captions: Sequence[str]
+    ) -> tuple[Float32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
+        """log p(caption | image) of each pair, and over how many tokens (eos included).
+
+        Raises:
+          UserError: as `caption`; lists of different lengths.
+        """
+        if len(images) != len(captions):
+            raise UserError(f"{len(images)} images for {len(captions)} captions")
+        tokens, token_mask = self.contract.text(captions)
+        counted = tokens != self.contract.tokenizer.pad_id
+        return self._collect(
+            "captions",
+            len(images),
+            lambda at: (self._pictures(images, at), tokens[at], token_mask[at], counted[at]),
+            functools.partial(self._program(programs.caption_log_likelihood), self.params),
+        )
+
     def outputs(self, batch: Batch, keys: Sequence[str] | None = None) -> Outputs:
         """The model's outputs for this process's rows of a batch, of any number of rows.
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from big_mm import decoding
 from big_mm.spec import UserError
@@ -80,6 +80,24 @@ def generate(
         prefill=prefill,
         batch_axis=model.cache_batch_axis,
     )
+
+
+def caption_log_likelihood(
+    model: nn.Module,
+    params: Any,
+    image: Int[Array, "batch size size 3"],
+    tokens: Int[Array, "batch length"],
+    token_mask: Array,
+    counted: Bool[Array, "batch length"],
+) -> tuple[Float[Array, " batch"], Int[Array, " batch"]]:
+    """Log-probability of the counted tokens of each caption, bos excluded, and their number."""
+    batch = {"image": image, "tokens": tokens, "token_mask": token_mask}
+    outputs = model.apply({"params": params}, batch, train=False)
+    logits = _output(model, outputs, "caption_logits")[:, :-1].astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    log_probability = chosen - jax.nn.logsumexp(logits, axis=-1)
+    counted = counted[:, 1:]
+    return jnp.where(counted, log_probability, 0.0).sum(axis=1), counted.sum(axis=1)
 
 
 def forward(
