@@ -149,9 +149,9 @@ def override(config: ml_collections.ConfigDict, arguments: Iterable[str]) -> Non
     """Applies `--config.a.b=value` arguments in place.
 
     A value is a Python literal, or else text; a value that names a component class
-    (`--config.optimizer=big_mm.training.optimizer.Lion`) stands for `spec(thatClass)`. A number in
-    the key indexes a sequence. A keyword of a component may be set even if the config leaves it at
-    its default.
+    (`--config.optimizer=big_mm.training.optimizer.Lion`) stands for `spec(thatClass)` and may also
+    be added to a plain dict (`--config.evaluators.mine=...`). A number in the key indexes a
+    sequence. A keyword of a component may be set even if the config leaves it at its default.
 
     Raises:
       UserError: not of that form, no such key, or a value of another type than the one it replaces.
@@ -176,11 +176,12 @@ def _set(node: Any, keys: list[str], value: Any, full: str) -> None:
         raise UserError(f"--{full}: there is nothing to set below {key!r}, its parent is {node!r}")
     current = node.get(key)
     if key not in node:
-        if CLASS not in node:
+        if CLASS in node:
+            component = _locate(node[CLASS])
+            _check_keyword(component, key, f"--{full}")
+            current = _signature(component)[key].default
+        elif rest or not isinstance(value, ml_collections.ConfigDict):
             raise UserError(f"--{full}: no key {key!r}{_nearest(key, list(node))}")
-        component = _locate(node[CLASS])
-        _check_keyword(component, key, f"--{full}")
-        current = _signature(component)[key].default
     if rest:
         _set(node[key] if key in node else None, rest, value, full)
         return

@@ -48,6 +48,15 @@ def test_overrides_reach_nested_components_sequences_and_unwritten_defaults():
     assert isinstance(config.rate, float)
 
 
+def test_a_component_may_be_added_to_a_plain_dict_and_nothing_else():
+    config = specs.ml_collections.ConfigDict({"meshes": {}})
+    override(config, ["--config.meshes.a=big_mm.mesh.MeshConfig", "--config.meshes.a.fsdp=2"])
+    assert build(config) == {"meshes": {"a": MeshConfig(fsdp=2)}}
+    for argument in ("--config.meshes.b=3", "--config.meshes.b.fsdp=3"):
+        with pytest.raises(UserError, match="no key 'b'"):
+            override(config, [argument])
+
+
 def test_an_override_may_name_another_component():
     config = specs.ml_collections.ConfigDict({"mesh": None})
     override(config, ["--config.mesh=big_mm.mesh.MeshConfig", "--config.mesh.fsdp=2"])
