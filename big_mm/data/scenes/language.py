@@ -24,7 +24,7 @@ from big_mm.data.scenes.world import (
 )
 
 MAX_SHORT_WORDS = 12
-MAX_LONG_WORDS = 35
+MAX_LONG_WORDS = 32
 
 COUNT_WORDS = ("one", "two", "three", "four", "five", "six")
 SIZE_WORDS = {
@@ -139,7 +139,7 @@ class Grammar:
         return _distinct(speaker.short() for _ in range(self.num_short))
 
     def long(self, rng: np.random.Generator, scene: Scene, held_out: bool = False) -> list[str]:
-        """At most 35 words each: sizes and textures, background, positions or relations."""
+        """At most 32 words each: sizes and textures, background, positions or relations."""
         speaker = _Speaker(rng, scene, self, held_out)
         return _distinct(speaker.long() for _ in range(self.num_long))
 
@@ -193,7 +193,7 @@ class _Speaker:
             "are": "is" if len(self.groups[kinds[0]]) == 1 else "are",
             "tone": self.scene.background.tone,
         }
-        if len(self.scene.objects) > 1:
+        if len(kinds) > 1:
             fields["total"] = COUNT_WORDS[len(self.scene.objects) - 1]
         if len(kinds) == 1:
             region = common_region(self.scene.objects)

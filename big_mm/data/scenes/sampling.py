@@ -70,19 +70,24 @@ class World:
     noise: float = 6.0
 
     def __post_init__(self):
-        weights = self.count_weights
-        if not 1 <= len(weights) <= MAX_OBJECTS or min(weights) < 0 or not sum(weights):
+        for name, most in (
+            ("count_weights", MAX_OBJECTS),
+            ("kind_weights", MAX_OBJECTS),
+            ("texture_weights", len(TEXTURES)),
+        ):
+            weights = getattr(self, name)
+            if not 1 <= len(weights) <= most or min(weights) < 0 or not sum(weights):
+                raise UserError(
+                    f"{name} must be 1 to {most} weights, none negative and not all 0: {weights}"
+                )
+        for name in ("same_details", "max_overlap", "max_rotation", "colour_jitter", "noise"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, but is {getattr(self, name)}")
+        room = math.sqrt(_MAX_FILL / len(self.count_weights))
+        if len(self.radii) != len(SIZES) or self.radii[0][1] > room:
             raise UserError(
-                f"count_weights must be 1 to {MAX_OBJECTS} non-negative weights, not {weights}"
-            )
-        if not self.kind_weights or min(self.kind_weights) < 0 or not sum(self.kind_weights):
-            raise UserError(f"kind_weights must be non-negative weights, not {self.kind_weights}")
-        smallest = self.radii[0][1]
-        if len(self.radii) != len(SIZES) or smallest**2 * len(weights) > _MAX_FILL:
-            raise UserError(
-                f"radii must be {len(SIZES)} intervals, the first small enough for "
-                f"{len(weights)} objects (below {math.sqrt(_MAX_FILL / len(weights)):.3f}), "
-                f"not {self.radii}"
+                f"radii must be {len(SIZES)} intervals, the first up to {room:.3f} at most, so "
+                f"that {len(self.count_weights)} small objects have room: {self.radii}"
             )
 
     def sample(self, rng: np.random.Generator, kinds: Sequence[Kind]) -> Scene:

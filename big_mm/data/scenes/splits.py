@@ -6,13 +6,22 @@ consists of held-out combinations only, so that nothing in it can be recognised 
 """
 
 import dataclasses
+import functools
 import zlib
 
 import numpy as np
 
 from big_mm.data.scenes.language import DEFAULT_GRAMMAR, Grammar
 from big_mm.data.scenes.sampling import DEFAULT_WORLD, World
-from big_mm.data.scenes.world import COLOURS, NUM_CLASSES, SHAPES, Kind, Scene, class_kind
+from big_mm.data.scenes.world import (
+    COLOURS,
+    MAX_OBJECTS,
+    NUM_CLASSES,
+    SHAPES,
+    Kind,
+    Scene,
+    class_kind,
+)
 from big_mm.spec import UserError
 
 # A diagonal of the table of colours and shapes, and every other cell of another one.
@@ -26,25 +35,26 @@ SEEN_KINDS: tuple[Kind, ...] = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A population of scenes: the allowed kinds, and changes of the world's options."""
+    """A population of scenes: the allowed kinds, the least and most objects and kinds a scene."""
 
+    about: str
     kinds: tuple[Kind, ...]
-    world: dict = dataclasses.field(default_factory=dict)
-    about: str = ""
+    num_objects: tuple[int, int] = (1, MAX_OBJECTS)
+    num_kinds: tuple[int, int] = (1, MAX_OBJECTS)
 
 
-_ONE = {"count_weights": (1.0,)}
-# Two or three kinds, so that descriptions differ among 1,000 scenes.
-_MANY = {"count_weights": (0.0, 0.25, 0.25, 0.2, 0.15, 0.15), "kind_weights": (0.0, 0.5, 0.5)}
+_ONE = {"num_objects": (1, 1)}
+# With several kinds, descriptions of 1,000 scenes differ.
+_MANY = {"num_objects": (2, MAX_OBJECTS), "num_kinds": (2, MAX_OBJECTS)}
 
 SPLITS = {
-    "train": Split(SEEN_KINDS, about="scenes of the 52 seen combinations"),
-    "test_seen": Split(SEEN_KINDS, about="new scenes of seen combinations"),
-    "test_unseen": Split(UNSEEN_KINDS, about="scenes of only the 12 held-out combinations"),
-    "zero_shot_seen": Split(SEEN_KINDS, _ONE, "one object, a seen combination, with label"),
-    "zero_shot_unseen": Split(UNSEEN_KINDS, _ONE, "one object, held out, with label"),
-    "retrieval_seen": Split(SEEN_KINDS, _MANY, "2 to 6 objects of 2 or 3 seen kinds"),
-    "retrieval_unseen": Split(UNSEEN_KINDS, _MANY, "2 to 6 objects of 2 or 3 held-out kinds"),
+    "train": Split("scenes of the 52 seen combinations", SEEN_KINDS),
+    "test_seen": Split("new scenes of seen combinations", SEEN_KINDS),
+    "test_unseen": Split("scenes of only the 12 held-out combinations", UNSEEN_KINDS),
+    "zero_shot_seen": Split("one object, of a seen combination", SEEN_KINDS, **_ONE),
+    "zero_shot_unseen": Split("one object, of a held-out combination", UNSEEN_KINDS, **_ONE),
+    "retrieval_seen": Split("two or more kinds of objects, seen", SEEN_KINDS, **_MANY),
+    "retrieval_unseen": Split("two or more kinds of objects, held out", UNSEEN_KINDS, **_MANY),
 }
 
 
@@ -66,6 +76,28 @@ def find_split(name: str) -> Split:
     return SPLITS[name]
 
 
+@functools.lru_cache
+def restrict(world: World, split: str) -> World:
+    """The world of a split: what it excludes has no weight; the rest keeps its proportions."""
+    chosen = find_split(split)
+    return dataclasses.replace(
+        world,
+        count_weights=_within(chosen.num_objects, world.count_weights, split, "objects"),
+        kind_weights=_within(chosen.num_kinds, world.kind_weights, split, "kinds of objects"),
+    )
+
+
+def _within(limits: tuple[int, int], weights: tuple[float, ...], split: str, what: str):
+    low, high = limits
+    kept = tuple(w if low <= n <= high else 0.0 for n, w in enumerate(weights, 1))
+    if not sum(kept):
+        raise UserError(
+            f"split {split!r} has {low} to {high} {what} a scene, which the weights {weights} "
+            f"of 1, 2, ... {what} exclude"
+        )
+    return kept
+
+
 def sample(
     split: str,
     seed: int,
@@ -77,13 +109,12 @@ def sample(
 
     The scene does not depend on the grammar, nor one kind of captions on another.
     """
-    chosen = find_split(split)
-    world = dataclasses.replace(world, **chosen.world)
+    world = restrict(world, split)
     sequence = np.random.SeedSequence((zlib.crc32(split.encode()), seed, index))
     for_scene, for_captions, for_held_out = (
         np.random.Generator(np.random.Philox(child)) for child in sequence.spawn(3)
     )
-    scene = world.sample(for_scene, chosen.kinds)
+    scene = world.sample(for_scene, find_split(split).kinds)
     held_out = []
     if split != "train":
         held_out = grammar.short(for_held_out, scene, held_out=True)

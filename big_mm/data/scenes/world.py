@@ -155,8 +155,10 @@ def in_region(item: Object, region: str) -> bool:
 
 def common_region(items: Sequence[Object]) -> str | None:
     """The most specific region that holds all the centres; a single object always has one."""
-    for region in REGIONS:
-        if all(in_region(item, region) for item in items):
+    left, right = min(item.x for item in items), max(item.x for item in items)
+    top, bottom = min(item.y for item in items), max(item.y for item in items)
+    for region, (x0, x1, y0, y1) in REGIONS.items():
+        if x0 <= left and right <= x1 and y0 <= top and bottom <= y1:
             return region
     return None
 

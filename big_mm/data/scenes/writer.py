@@ -16,7 +16,7 @@ from big_mm.data.records import TFRecordWriter
 from big_mm.data.scenes.language import DEFAULT_GRAMMAR, Grammar
 from big_mm.data.scenes.rendering import render
 from big_mm.data.scenes.sampling import DEFAULT_WORLD, World
-from big_mm.data.scenes.splits import find_split, sample
+from big_mm.data.scenes.splits import restrict, sample
 from big_mm.data.shards import is_remote
 from big_mm.spec import UserError
 
@@ -101,7 +101,7 @@ def write(
     The bytes depend on neither `num_workers` (0: in this process) nor `num_shards`, which only
     cuts the same sequence elsewhere. `progress` is called with the number of records done.
     """
-    find_split(split)
+    restrict(world, split)
     if not MIN_IMAGE_SIZE <= image_size <= MAX_IMAGE_SIZE:
         raise UserError(
             f"image_size must be {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} pixels, not {image_size}"

@@ -115,6 +115,16 @@ def test_options_are_checked():
         scenes.World(radii=((0.2, 0.2), (0.3, 0.3), (0.4, 0.4)))
     with pytest.raises(UserError, match="no split 'tain'.*train"):
         scenes.sample("tain", 0, 0)
+    with pytest.raises(UserError, match="retrieval_seen.*2 to 6 objects"):
+        scenes.sample("retrieval_seen", 0, 0, world=scenes.World(count_weights=(1.0,)))
+
+
+def test_splits_keep_the_options_of_the_world():
+    world = scenes.World(count_weights=(0.5, 0.3, 0.2))
+    sizes = collections.Counter(
+        len(scenes.sample("retrieval_seen", 0, index, world).scene.objects) for index in range(200)
+    )
+    assert set(sizes) == {2, 3} and sizes[2] > sizes[3]
 
 
 def test_long_captions_tell_a_thousand_scenes_apart():
