@@ -164,7 +164,7 @@ class Block(nn.Module):
         x: Float[Array, "batch target width"],
         past: dict[str, Any],
         mask: Mask | None,
-        context: Float[Array, "batch source context_width"] | None,
+        context: Float[Array, "batch memory context_width"] | None,
         index: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "batch target width"], dict[str, Any]]:
         """`past` holds keys and values of "self" and "cross", each only when cached."""
@@ -243,7 +243,7 @@ class Transformer(nn.Module):
         self,
         x: Float[Array, "batch target width"],
         mask: Mask | None = None,
-        context: Float[Array, "batch source context_width"] | None = None,
+        context: Float[Array, "batch memory context_width"] | None = None,
         *,
         train: bool = False,
         index: Int[Array, ""] | None = None,
