@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Batch = dict[str, Any]
 Outputs = dict[str, Any]
@@ -49,7 +49,7 @@ class Mean:
     count: Any
 
     @classmethod
-    def of(cls, values: Float[Array, "..."], mask: Any = None) -> "Mean":
+    def of(cls, values: Shaped[Array, "..."], mask: Any = None) -> "Mean":
         """The mean of `values` where `mask` (broadcastable, any dtype) is not zero."""
         values = values.astype(jnp.float32)
         weight = (
