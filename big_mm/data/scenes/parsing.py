@@ -12,11 +12,13 @@ from big_mm.data.scenes.world import (
     COLOURS,
     SHAPES,
     TONES,
-    Kind,
     Scene,
     in_region,
     relation,
 )
+
+# (colour, shape) as a text names it: the colour may be missing.
+StatedKind = tuple[str | None, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Group:
 class Relation:
     """All objects of kind `subject` stand in `name` (one of RELATIONS) to all of kind `target`."""
 
-    subject: Kind
+    subject: StatedKind
     name: str
-    target: Kind
+    target: StatedKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Placement:
     """`count` objects of a kind (None: all of them) are in a region, a key of REGIONS."""
 
     count: int | None
-    kind: Kind
+    kind: StatedKind
     region: str
 
 
@@ -59,9 +61,9 @@ class Claims:
     tone: str | None = None
     complete: bool = True
 
-    def kinds(self) -> dict[Kind, int | None]:
+    def kinds(self) -> dict[StatedKind, int | None]:
         """The stated number of each (colour, shape); groups of one kind are added up."""
-        kinds: dict[Kind, int | None] = {}
+        kinds: dict[StatedKind, int | None] = {}
         for group in self.groups:
             kind = (group.colour, group.shape)
             before = kinds.get(kind, 0)
@@ -121,7 +123,7 @@ class _Phrase:
     shape: str | None = None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> StatedKind:
         return self.colour, self.shape
 
     @property

@@ -147,6 +147,7 @@ def _encoded(job: _Job, chunks: list[range], num_workers: int) -> Iterator[bytes
         try:
             for records in pool.map(job.encode, chunks):
                 yield from records
-        except GeneratorExit:
+        except BaseException:
+            # Whether stopped or failed: do not finish the rest first.
             pool.shutdown(wait=False, cancel_futures=True)
             raise

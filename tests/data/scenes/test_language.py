@@ -114,6 +114,20 @@ def test_broken_off_captions_are_incomplete(text):
     assert not scenes.parse_caption(text).complete
 
 
+words = sorted(
+    {word for i in range(300) for c in scenes.sample("train", 0, i).long for word in c.split()}
+)
+
+
+@hypothesis.given(st.one_of(st.text(), st.lists(st.sampled_from(words)).map(" ".join)))
+def test_whatever_a_model_writes_is_judged(text):
+    verdicts = scenes.check_caption(text, one_of_each())
+    assert all(0 <= value <= 1 for value in verdicts.values())
+    if verdicts["exact"]:
+        assert verdicts["colours"] and verdicts["shapes"] and verdicts["counts"]
+        assert verdicts["recall"] == 1
+
+
 def one_of_each() -> scenes.Scene:
     """Two red circles at the left, a large dotted blue star at the right."""
 
