@@ -1,8 +1,9 @@
 """`tf.train.Example` without TensorFlow, and the schema that says what its features mean."""
 
 import dataclasses
+import functools
 import numbers
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def encode(features: Mapping[str, Any]) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def decode(data: bytes, names: Container[str] | None = None) -> dict[str, Values]:
+def decode(data: bytes, names: Collection[str] | None = None) -> dict[str, Values]:
     """{feature: values} of a serialized Example, of the features in `names` only if that is given.
 
     Raises:
@@ -103,10 +104,11 @@ def decode(data: bytes, names: Container[str] | None = None) -> dict[str, Values
     except message.DecodeError as error:
         raise BadRecord("malformed", f"not a tf.train.Example ({error})") from error
     found = {}
-    for name, feature in features.items():
-        if names is None or name in names:
+    for name in features if names is None else names:
+        if name in features:  # Asking a protobuf map for an absent key would add it.
+            feature = features[name]
             kind = feature.WhichOneof("kind")
-            found[name] = list(getattr(feature, kind).value) if kind else []
+            found[name] = getattr(feature, kind).value[:] if kind else []
     return found
 
 
@@ -179,21 +181,26 @@ class Schema:
             (name, feature or name) for name, _, feature in (e.partition("=") for e in self.extra)
         ]
 
-    def features(self) -> dict[str, str]:
-        """{feature: the field that names it} of all that are read."""
-        named = {feature: "captions" for feature in self._captions()}
-        named |= {feature: name for name, feature in self._extra()}
-        single = {"image": self.image, "key": self.key, "label": self.label}
-        return named | {feature: name for name, feature in single.items() if feature}
+    @functools.cached_property
+    def _fields(self) -> tuple[tuple[str, str], ...]:
+        """(our name, feature) of all that is read."""
+        single = (("image", self.image), ("key", self.key), ("label", self.label))
+        fields = [(name, feature) for name, feature in single if feature]
+        fields += [("captions", feature) for feature in self._captions()]
+        return (*fields, *self._extra())
 
-    def required(self) -> dict[str, str]:
-        """`features` without those that a record may lack."""
-        return {k: name for k, name in self.features().items() if name not in self.optional}
+    @functools.cached_property
+    def _features(self) -> frozenset[str]:
+        return frozenset(feature for _, feature in self._fields)
+
+    def required(self) -> frozenset[str]:
+        """The features that every record must have."""
+        return frozenset(feature for name, feature in self._fields if name not in self.optional)
 
     def check(self, present: Collection[str], where: str) -> None:
         """Raises UserError if a required feature is not among those present in `where`."""
-        for feature, name in self.required().items():
-            if feature not in present:
+        for name, feature in self._fields:
+            if name not in self.optional and feature not in present:
                 raise UserError(
                     f"the schema reads {name} from the feature {feature!r}, which the records of "
                     f"{where} do not have; they have {', '.join(sorted(present)) or 'none'}"
@@ -205,7 +212,7 @@ class Schema:
         Raises:
           BadRecord: "malformed", "missing_image" or "empty_caption".
         """
-        features = decode(data, self.features())
+        features = decode(data, self._features)
         record: dict[str, Any] = {}
         if self.image is not None:
             images = features.get(self.image, [])

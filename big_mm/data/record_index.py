@@ -8,7 +8,7 @@ of its version, number of entries, CRC32C of the entries, CRC32C of the header) 
 entry, closed by the shard's size. Entries divide the shard without gaps: the low 56 bits are the
 offset at which the entry begins, and it ends where the next begins; the high 8 bits are 0 or
 1 + the index in DAMAGE of what the headers show to be wrong. A damaged stretch is an entry too, so
-that the number of entries is a fact of the file. Payloads are not read here.
+that the number of entries is a fact of the file. Payloads are read only where a header is damaged.
 """
 
 import functools
@@ -16,6 +16,7 @@ import hashlib
 import mmap
 import os
 import struct
+import zlib
 from array import array
 
 import google_crc32c
@@ -37,21 +38,19 @@ _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
 # Locally a page holds the headers of several small records and skips the payload of large ones; a
 # remote request costs as much as the transfer of some MiB.
 _LOCAL_BLOCK, _REMOTE_BLOCK = 4096, 8 << 20
+_ZLIB_OR_GZIP = 47  # zlib's `wbits` for either, by its header
 # A search doubles its blocks, so that it costs as much as the distance to what it finds.
 _SEARCH_BLOCKS = (4096, 1 << 20)
-_COMPRESSED = {
-    b"\x1f\x8b\x08": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstandard",
-    b"BZh": "bzip2",
-    b"\x78\x01": "zlib",
-    b"\x78\x9c": "zlib",
-    b"\x78\xda": "zlib",
-}
+# A damaged length may be anything; what it costs to try it is bounded.
+_PAYLOAD_BLOCK, _LARGEST_PAYLOAD = 1 << 20, 256 << 20
 
 
 def masked_crc(data: bytes) -> int:
     """CRC32C, rotated and offset as TFRecords store it."""
-    crc = google_crc32c.value(data)
+    return _mask(google_crc32c.value(data))
+
+
+def _mask(crc: int) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -105,17 +104,17 @@ def _digest(version: str) -> int:
 
 
 def scan(file: LocalFile | RemoteFile, name: str) -> array:
-    """The entries of a shard, from its record headers alone.
+    """The entries of a shard, from its record headers.
 
-    A length is believed when its checksum fits, or when the record that it implies ends at another
-    header whose checksum fits or at the end of the file. Otherwise the bytes are searched for the
-    next header that fits, and what lies between is one damaged entry, of however many records.
+    A length is believed when its checksum fits, or when the data of that length has the checksum
+    that follows it. Otherwise the bytes are searched for the next header that fits, and what lies
+    between is one damaged entry, of however many records.
 
     Raises:
       UserError: the file is compressed.
     """
     block_size = _LOCAL_BLOCK if isinstance(file, LocalFile) else _REMOTE_BLOCK
-    unpack, crc32c, size = RECORD_HEADER.unpack_from, google_crc32c.value, file.size
+    unpack, crc32c, size = RECORD_HEADER.unpack_from, google_crc32c.value, file.stamp.size
     entries = array("Q")
     block, start, position = b"", 0, 0
     while position < size:
@@ -146,34 +145,39 @@ def _code(kind: str | None) -> int:
 
 
 def _refuse_compressed(block: bytes, name: str) -> None:
-    # Only asked of a file that does not begin as a TFRecord: a length may look like these bytes.
-    for magic, method in _COMPRESSED.items():
-        if block.startswith(magic):
-            hint = f", as with `gunzip < {name} > NEW_FILE`" if method == "gzip" else ""
-            raise UserError(
-                f"{name} is compressed ({method}), so that no record can be read without all "
-                f"before it: write it again without compression{hint}"
-            )
+    """Asked of a file whose first header does not fit; a sound length may look like a magic."""
+    hint = ""
+    if block.startswith((b"BZh", b"\x28\xb5\x2f\xfd")):
+        method = "bzip2" if block.startswith(b"BZh") else "zstandard"
+    else:
+        try:  # Two or three bytes of magic prove nothing about a damaged file; decompressing does.
+            zlib.decompressobj(_ZLIB_OR_GZIP).decompress(block, 1)
+        except zlib.error:
+            return
+        method = "gzip" if block.startswith(b"\x1f\x8b") else "zlib"
+        hint = f", as with `gunzip < {name} > NEW_FILE`" if method == "gzip" else ""
+    raise UserError(
+        f"{name} is compressed ({method}), so that no record can be read without all before it: "
+        f"store it uncompressed{hint}"
+    )
 
 
 def _after_bad_length(file: LocalFile | RemoteFile, position: int, end: int) -> int:
     """Where the next record begins after one whose length's checksum is wrong."""
-    if end == file.size:
-        return end
-    if end < file.size:
-        header = file.read(end, RECORD_HEADER.size)
-        if len(header) == RECORD_HEADER.size:
-            length, crc = RECORD_HEADER.unpack(header)
-            if masked_crc(header[:8]) == crc and end + RECORD_OVERHEAD + length <= file.size:
-                return end
+    if end <= file.stamp.size and end - position <= _LARGEST_PAYLOAD:
+        crc, footer = 0, end - 4
+        for at in range(position + RECORD_HEADER.size, footer, _PAYLOAD_BLOCK):
+            crc = google_crc32c.extend(crc, file.read(at, min(_PAYLOAD_BLOCK, footer - at)))
+        if _mask(crc).to_bytes(4, "little") == file.read(footer, 4):
+            return end
     return _search(file, position + 1)
 
 
 def _search(file: LocalFile | RemoteFile, position: int) -> int:
     """The first offset from `position` on where a header fits, or the end of the file."""
     extra = RECORD_HEADER.size - 1
-    block_size, largest = _SEARCH_BLOCKS
-    while position + extra < file.size:
+    size, (block_size, largest) = file.stamp.size, _SEARCH_BLOCKS
+    while position + extra < size:
         block = np.frombuffer(file.read(position, block_size + extra), np.uint8)
         starts = len(block) - extra
         if starts <= 0:  # The file has become shorter.
@@ -193,11 +197,11 @@ def _search(file: LocalFile | RemoteFile, position: int) -> int:
         masked = ((crc >> np.uint32(15)) | (crc << np.uint32(17))) + np.uint32(0xA282EAD8)
         for hit in np.flatnonzero(masked == stored):
             begin = position + int(candidates[hit])
-            if begin + RECORD_OVERHEAD + int(length[hit]) <= file.size:
+            if begin + RECORD_OVERHEAD + int(length[hit]) <= size:
                 return begin
         position += starts
         block_size = min(2 * block_size, largest)
-    return file.size
+    return size
 
 
 @functools.cache
@@ -283,7 +287,8 @@ def _store(place: str | None, data: bytes) -> str | None:
     if not shards.is_remote(place) and not shards.is_writable(directory):
         return f"{directory} is read-only"
     try:
-        with shards.atomic_write(place) as file:
+        # No waiting for the disk: a damaged index is noticed and built again.
+        with shards.atomic_write(place, sync=False) as file:
             file.write(data)
     except Exception as error:  # A remote filesystem may raise anything; none is a reason to stop.
         return f"{place} cannot be written ({error or type(error).__name__})"

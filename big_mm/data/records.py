@@ -11,7 +11,7 @@ import resource
 from array import array
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 from absl import logging
 
@@ -41,6 +41,7 @@ class Location(NamedTuple):
         return f"{self.file} @ byte {self.offset} (record {self.record})"
 
 
+@runtime_checkable
 class Source(Protocol):
     """What every kind of storage offers to the pipeline; picklable, and safe to read in threads."""
 
@@ -89,7 +90,7 @@ class TFRecordSource:
       store_index: False to index the shards anew, keep that in memory and write nothing.
     """
 
-    shards: str | tuple[str, ...]
+    shards: str | Sequence[str]
     schema: Schema = Schema()
     max_record_bytes: int = MAX_RECORD_BYTES
     store_index: bool = True
@@ -176,7 +177,7 @@ class TFRecordSource:
                 present |= decode(_reader(shard).read(number, self.max_record_bytes)).keys()
             except BadRecord:
                 continue
-            if self.schema.required().keys() <= present:
+            if self.schema.required() <= present:
                 return
         if present:
             self.schema.check(present, filled[0].url)
@@ -188,6 +189,8 @@ class _Reader:
     def __init__(self, shard: Shard):
         self._url = shard.url
         self._file = shards.open_file(shard.url)
+        if self._file.stamp != shard.stamp:
+            raise self._changed()
         if shard.index is not None:
             self.index = Index(shard.index, shard.stamp)
         else:
@@ -203,24 +206,25 @@ class _Reader:
           UserError: the shard is not the one that was indexed.
         """
         begin, end, kind = self.index[number]
-        if kind is None and end - begin - RECORD_OVERHEAD > max_bytes:
-            raise BadRecord("over_large", f"{end - begin - RECORD_OVERHEAD} bytes of {max_bytes}")
+        length = end - begin - RECORD_OVERHEAD
+        if kind is None and length > max_bytes:
+            raise BadRecord("over_large", f"{length} bytes, limit {max_bytes}")
         if kind is not None:
             self._raise_damage(begin, end, kind)
         data = self._file.read(begin, end - begin)
         if len(data) < end - begin:
             raise BadRecord("truncated", f"{len(data)} of {end - begin} bytes are there")
-        length, length_crc = RECORD_HEADER.unpack_from(data)
+        stored_length, length_crc = RECORD_HEADER.unpack_from(data)
         if masked_crc(data[:8]) != length_crc:
             raise BadRecord("length_crc", "the checksum of the length does not fit")
-        if length != len(data) - RECORD_OVERHEAD:
+        if stored_length != length:
             raise self._changed()
         payload = data[RECORD_HEADER.size : -4]
         if masked_crc(payload) != int.from_bytes(data[-4:], "little"):
             raise BadRecord("data_crc", f"the checksum of the {length} bytes does not fit")
         return payload
 
-    def _raise_damage(self, begin: int, end: int, kind: str) -> None:
+    def _raise_damage(self, begin: int, end: int, kind: str) -> NoReturn:
         if kind == "truncated":
             raise BadRecord(kind, f"the file ends {end - begin} bytes into the record")
         length = int.from_bytes(self._file.read(begin, 8), "little")

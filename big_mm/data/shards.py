@@ -21,7 +21,7 @@ import fsspec
 from big_mm.spec import UserError
 
 INDEX_SUFFIX = ".index"
-_MAX_NAMES = 1_000_000
+_MAX_NAMES = 100_000
 _REQUESTS = 32
 # What tells two versions of a remote object apart, most exact first.
 _VERSION_KEYS = ("generation", "etag", "ETag", "content_md5", "mtime", "LastModified")
@@ -63,7 +63,7 @@ class LocalFile:
 
     def __init__(self, path: str):
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size = os.fstat(self._descriptor).st_size
+        self.stamp = _local_stamp(os.fstat(self._descriptor))
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`, fewer at the end of the file."""
@@ -90,11 +90,11 @@ class RemoteFile:
 
     def __init__(self, url: str):
         self._filesystem, self._path = filesystem(url)
-        self.size = stat(url).size
+        self.stamp = stat(url)
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`, fewer at the end of the file."""
-        end = min(offset + count, self.size)
+        end = min(offset + count, self.stamp.size)
         return self._filesystem.cat_file(self._path, start=offset, end=end) if end > offset else b""
 
 
@@ -108,7 +108,10 @@ def stat(url: str) -> Stamp:
     if is_remote(url):
         files, path = filesystem(url)
         return _remote_stamp(files.info(path))
-    info = os.stat(url)
+    return _local_stamp(os.stat(url))
+
+
+def _local_stamp(info: os.stat_result) -> Stamp:
     return Stamp(info.st_size, str(info.st_mtime_ns))
 
 
@@ -145,7 +148,10 @@ def _expand_one(pattern: str) -> dict[str, Stamp]:
         return {pattern: stamp}
     names = enumerate_names(pattern)
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        parts = list(pool.map(_glob_or_stat, names))
+        matches = list(pool.map(_glob, names))
+        urls = [url for match in matches for url in match]
+        stamps = dict(zip(urls, pool.map(_stat_or_none, urls), strict=True))
+    parts = [{url: stamps[url] for url in match if stamps[url]} for match in matches]
     missing = [name for name, part in zip(names, parts, strict=True) if not part]
     if missing == [pattern]:
         raise UserError(f"no shard matches {pattern!r}{_hint(pattern)}")
@@ -161,7 +167,7 @@ def enumerate_names(pattern: str) -> list[str]:
     """`@N` and braces written out; `*`, `?` and `[...]` stay.
 
     Raises:
-      UserError: more than a million names.
+      UserError: more than 100,000 names.
     """
     parent, slash, name = pattern.rpartition("/")
     if match := re.search(r"@(\d+)(?=\.|$)", name):
@@ -202,18 +208,16 @@ def _check_count(count: int, pattern: str) -> None:
         raise UserError(f"{pattern!r} names more than {_MAX_NAMES:,} shards")
 
 
-def _glob_or_stat(name: str) -> dict[str, Stamp]:
+def _glob(name: str) -> list[str]:
+    """Sorted matches, directories among them, or the name itself."""
     if not re.search(r"[*?\[]", name):
-        stamp = _stat_or_none(name)
-        return {} if stamp is None else {name: stamp}
+        return [name]
     if is_remote(name):
         files, path = filesystem(name)
-        details = files.glob(path, detail=True).values()
-        infos = {files.unstrip_protocol(i["name"]): i for i in details if i["type"] == "file"}
-        found = {url: _remote_stamp(info) for url, info in infos.items()}
+        matches = map(files.unstrip_protocol, files.glob(path))
     else:
-        found = {path: stat(path) for path in glob.glob(name, recursive=True) if _is_file(path)}
-    return {url: found[url] for url in sorted(found) if not url.endswith(INDEX_SUFFIX)}
+        matches = glob.glob(name, recursive=True)
+    return sorted(url for url in matches if not url.endswith(INDEX_SUFFIX))
 
 
 def _stat_or_none(url: str) -> Stamp | None:
@@ -243,10 +247,11 @@ def _hint(pattern: str) -> str:
 
 
 @contextlib.contextmanager
-def atomic_write(url: str) -> Iterator[BinaryIO]:
+def atomic_write(url: str, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A file that is at `url` whole after the block, or not at all when the block raises.
 
-    A remote object is written to a local temporary file first and sent as one upload.
+    With `sync` that holds through a power failure too, at the price of waiting for the disk. A
+    remote object is written to a local temporary file first and sent as one upload.
     """
     if is_remote(url):
         files, path = filesystem(url)
@@ -260,8 +265,9 @@ def atomic_write(url: str) -> Iterator[BinaryIO]:
     try:
         with open(temporary, "xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, url)
     except BaseException:
         with contextlib.suppress(OSError):
