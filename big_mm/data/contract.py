@@ -7,11 +7,11 @@ Training, evaluators and the predictor share one `Contract`; it is saved with ev
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int, Int32
 from PIL import Image
 
 from big_mm.data import images, tokenizers
@@ -115,7 +115,9 @@ class Contract:
             return tokenizers.canonicalize(text)
         return text.lower() if self.lowercase else text
 
-    def detokenize(self, ids: Iterable[Iterable[int]]) -> list[str]:
+    def detokenize(
+        self, ids: Int[np.ndarray, "batch length"] | Sequence[Sequence[int]]
+    ) -> list[str]:
         """The text of each row up to its first eos."""
         tokenizer = self._tokenizer()
         return [tokenizer.decode(row) for row in ids]
