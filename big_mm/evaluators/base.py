@@ -126,7 +126,7 @@ def captions_of(batch: Mapping[str, Any], key: str = "captions") -> list[list[st
     texts = [[_text(v) for v in _values(row)] for row in batch[key]]
     for row, name in zip(texts, batch["key"], strict=True):
         if not row:
-            raise UserError(f"record {name!r} has nothing in {key!r}")
+            raise UserError(f"record {str(name)!r} has nothing in {key!r}")
     return texts
 
 

@@ -126,7 +126,7 @@ class Captioning(base.Evaluator):
         metrics = scores | {f"{name}_chance": value for name, value in chance.items()}
         metrics["distinct"] = len(set(predictions)) / len(predictions)
         metrics["words"] = float(np.mean([len(p.split()) for p in predictions]))
-        metrics["examples"] = len(predictions)
+        metrics["examples"] = float(len(predictions))
         shown = [
             {
                 "image": pictures[i],

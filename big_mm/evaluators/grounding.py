@@ -75,5 +75,5 @@ class GroundingGap(base.Evaluator):
             "loss": float(loss),
             "loss_chance": math.log(predictor.contract.tokenizer.vocab_size),
             "loss_shuffled": float(shuffled),
-            "examples": len(texts),
+            "examples": float(len(texts)),
         }

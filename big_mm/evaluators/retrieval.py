@@ -91,7 +91,7 @@ class Retrieval(base.Evaluator):
                 metrics[f"{direction}_r@{k}"] = ranking.recall(k)
                 metrics[f"{direction}_r@{k}_chance"] = recall.chance(query_ids, item_ids, k)
             rankings[direction] = ranking
-        metrics |= {"images": len(texts), "texts": len(flat)}
+        metrics |= {"images": float(len(texts)), "texts": float(len(flat))}
         return base.Result(metrics, {"examples": _shown(rankings, pictures, texts, flat, text_ids)})
 
 

@@ -70,7 +70,7 @@ class ZeroShot(base.Evaluator):
         metrics = {"accuracy": ranking.recall(1), "accuracy_chance": 1 / len(classnames)}
         if len(classnames) > 5:
             metrics |= {"top5": ranking.recall(5), "top5_chance": 5 / len(classnames)}
-        metrics["examples"] = len(labels)
+        metrics["examples"] = float(len(labels))
         table = confusion_table(classnames, labels, ranking.indices[:, 0])
         wrong = [i for i in np.flatnonzero(~ranking.right[:, 0]) if i in images][:_SHOWN_MISTAKES]
         table["mistakes"] = [
@@ -171,7 +171,7 @@ def _numbers(labels: Any, keys: Any) -> Int[np.ndarray, " n"]:
     """Class numbers as an array; refuses records without one."""
     numbers = np.array([_number(label) for label in labels], np.int64)
     if (numbers < 0).any():
-        key = keys[int(np.argmax(numbers < 0))]
+        key = str(keys[int(np.argmax(numbers < 0))])
         raise UserError(f"record {key!r} has no label: does the source's schema name one?")
     return numbers
 

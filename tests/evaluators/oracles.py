@@ -1,0 +1,85 @@
+"""A source of numbered pictures, and a predictor whose answers are known."""
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+import tiny
+from PIL import Image
+
+from big_mm import spec
+from big_mm.data.contract import Contract, Decoding
+from big_mm.data.damage import BadRecord
+from big_mm.predictor import Predictor
+
+
+def contract(directory) -> Contract:
+    return spec.build(tiny.config(directory).contract)
+
+
+def picture(number: int) -> np.ndarray:
+    """A plain picture that `number_of` reads back."""
+    image = np.zeros((tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3), np.uint8)
+    image[:] = (number % 256, number // 256, 77)
+    return image
+
+
+def number_of(image: np.ndarray) -> int:
+    return int(image[0, 0, 0]) + 256 * int(image[0, 0, 1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+    """Record i shows picture i; `damaged` records cannot be read; `features(i)` adds to them."""
+
+    count: int
+    features: Any = lambda i: {"captions": [f"number {i}"]}
+    damaged: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index in self.damaged:
+            raise BadRecord("data_crc")
+        file = io.BytesIO()
+        Image.fromarray(picture(index)).save(file, "PNG")
+        return {"image": file.getvalue(), "key": f"n{index}", **self.features(index)}
+
+    def where(self, index: int) -> str:
+        return f"numbered @ {index}"
+
+
+class Oracle(Predictor):
+    """Answers from functions of the picture's number and of the text, without any model."""
+
+    def __init__(
+        self, contract, image_vector=None, text_vector=None, says=None, log_likelihood=None
+    ):
+        object.__setattr__(self, "contract", contract)
+        object.__setattr__(self, "image_vector", image_vector)
+        object.__setattr__(self, "text_vector", text_vector)
+        object.__setattr__(self, "says", says)
+        object.__setattr__(self, "log_likelihood", log_likelihood)
+
+    def encode_image(self, images):
+        return unit([self.image_vector(number_of(image)) for image in images])
+
+    def encode_text(self, texts):
+        return unit([self.text_vector(text) for text in texts])
+
+    def generate(self, images, how: Decoding, *, prefix="", seed=0):
+        texts = [prefix + self.says(number_of(image)) for image in images]
+        return self.contract.text(texts)[0], np.zeros(len(texts), np.float32)
+
+    def caption_log_likelihood(self, images, captions):
+        pairs = zip(images, captions, strict=True)
+        totals = [self.log_likelihood(number_of(image), caption) for image, caption in pairs]
+        words = [len(caption.split()) for caption in captions]
+        return np.array(totals, np.float32), np.array(words, np.int32)
+
+
+def unit(vectors) -> np.ndarray:
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
