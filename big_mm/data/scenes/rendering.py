@@ -42,6 +42,7 @@ class Rendering:
 
 def render(scene: Scene, size: int) -> Rendering:
     """Paints the scene as `size` x `size` pixels; a pure function of its arguments."""
+    # Channels come first until the end: sums over contiguous planes are several times faster.
     image = _background(scene.background, size)
     labels = np.zeros((size, size), np.uint8)
     for index, item in enumerate(scene.objects):
@@ -49,9 +50,10 @@ def render(scene: Scene, size: int) -> Rendering:
     if scene.noise:
         # Grain of the brightness only: independent noise per channel costs three times the draws.
         rng = np.random.Generator(np.random.Philox(scene.noise_seed))
-        image += scene.noise * rng.standard_normal((size, size, 1), np.float32)
+        image += np.float32(scene.noise) * rng.standard_normal((size, size), np.float32)
+    image += np.float32(0.5)
     np.clip(image, 0, 255, out=image)
-    return Rendering((image + 0.5).astype(np.uint8), labels)
+    return Rendering(np.ascontiguousarray(image.astype(np.uint8).transpose(1, 2, 0)), labels)
 
 
 def _paint(image: np.ndarray, labels: np.ndarray, item: Object, label: int) -> None:
@@ -63,16 +65,16 @@ def _paint(image: np.ndarray, labels: np.ndarray, item: Object, label: int) -> N
     shape = (y1 - y0, x1 - x0)
     fine = _fill(item, x - x0, y - y0, radius, shape)
     coverage = _average(fine, shape)
-    paint = np.asarray(item.rgb, np.float32)
+    paint = np.asarray(item.rgb, np.float32)[:, None, None]
     if item.texture != "solid":
         # The texture leaves a rim, without which outlines drown in a background of its shade.
         rim = 1 + 2 * round(_RIM * radius * _SUPERSAMPLING)
         inside = _average(cv2.erode(fine, np.ones((rim, rim), np.uint8)), shape)
         pattern = inside * _texture(item, x - x0, y - y0, radius, shape)
         # Towards a dark shade of the same hue: mixing with white would turn red into pink.
-        paint = paint * (1 - _DARKENING * pattern[..., None])
-    patch = image[y0:y1, x0:x1]
-    patch += coverage[..., None] * (paint - patch)
+        paint = paint * (1 - np.float32(_DARKENING) * pattern)
+    patch = image[:, y0:y1, x0:x1]
+    patch += coverage * (paint - patch)
     labels[y0:y1, x0:x1][coverage >= 0.5] = label
 
 
@@ -118,10 +120,10 @@ def _texture(item: Object, x: float, y: float, radius: float, shape: tuple[int, 
 
 
 def _background(background: Background, size: int) -> np.ndarray:
-    """The backdrop, float32 [size, size, 3]."""
-    first, second = (np.asarray(rgb, np.float32) for rgb in (background.rgb, background.rgb_2))
+    """The backdrop, float32 [3, size, size]."""
+    first, second = np.array([background.rgb, background.rgb_2], np.float32)[..., None, None]
     if background.pattern == "plain":
-        return np.broadcast_to(first, (size, size, 3)).copy()
+        return np.broadcast_to(first, (3, size, size)).copy()
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     cosine, sine = np.float32(math.cos(background.angle)), np.float32(math.sin(background.angle))
     across = cosine * ramp + sine * ramp[:, None]
@@ -133,7 +135,7 @@ def _background(background: Background, size: int) -> np.ndarray:
     else:
         line = 0.5 + 0.5 * np.cos(ramp * np.float32(6 * math.pi))
         mix = np.maximum(line, line[:, None]) ** 8
-    return first + mix[..., None] * (second - first)
+    return first + mix * (second - first)
 
 
 @functools.cache
