@@ -120,7 +120,8 @@ class Contract:
     ) -> list[str]:
         """The text of each row up to its first eos."""
         tokenizer = self._tokenizer()
-        return [tokenizer.decode(row) for row in ids]
+        rows = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        return [tokenizer.decode(row) for row in rows]
 
     def describe(self) -> dict[str, Any]:
         """Everything that must be equal for two models to see the same inputs; JSON-able."""
