@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from big_mm import mesh, spec
+from big_mm import allocator, mesh, spec
 from big_mm.spec import UserError
 from big_mm.training import check, loop
 
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", metavar="DIR", help="where results go; needed unless steps=0")
     arguments, overrides = parser.parse_known_args(argv)
     logging.set_verbosity(logging.WARNING)
+    allocator.keep_freed_memory()
     try:
         config = spec.load_config(arguments.config)
         spec.override(config, overrides)
