@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from big_mm import decoding
 from big_mm.spec import UserError
@@ -19,7 +19,7 @@ from big_mm.types import Batch, Outputs
 
 
 def encode_image(
-    model: nn.Module, params: Any, image: Int[Array, "batch size size 3"]
+    model: nn.Module, params: Any, image: UInt8[Array, "batch size size 3"]
 ) -> Float[Array, "batch dim"]:
     """Image embeddings."""
     outputs = _method(model, "encode_image")({"params": params}, image)
@@ -37,7 +37,7 @@ def encode_text(
 def generate(
     model: nn.Module,
     params: Any,
-    image: Int[Array, "batch size size 3"],
+    image: UInt8[Array, "batch size size 3"],
     prefix: Int[Array, "batch length"],
     rows: Int[Array, " batch"],
     seed: Any,
@@ -85,7 +85,7 @@ def generate(
 def caption_log_likelihood(
     model: nn.Module,
     params: Any,
-    image: Int[Array, "batch size size 3"],
+    image: UInt8[Array, "batch size size 3"],
     tokens: Int[Array, "batch length"],
     token_mask: Array,
     counted: Bool[Array, "batch length"],
