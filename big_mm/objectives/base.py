@@ -6,7 +6,7 @@ subclass of `Weighted`. The trainer knows an objective only through them.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable, runtime_checkable
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +16,7 @@ from big_mm.spec import UserError
 from big_mm.types import Aux, Batch, Mean, Outputs
 
 
+@runtime_checkable
 @runtime_checkable
 class Loss(Protocol):
     """A loss term: a frozen dataclass, written on the global batch as if there were one device."""

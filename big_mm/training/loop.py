@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from big_mm import mesh as mesh_lib
 from big_mm import spec
 from big_mm.data.damage import DAMAGE
+from big_mm.evaluators import base as evaluators
 from big_mm.losses import captioning, contrastive
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
@@ -229,15 +230,20 @@ class Loop:
         if self.predictor is None:
             self.predictor = Predictor(model, params, self.run.contract, self.prepared.mesh)
         predictor = self.predictor.replace(params=params)
-        metrics: dict[str, float] = {}
-        for name, evaluator in self.run.evaluators.items():
-            if self.progress is not None:
-                self.progress.update(step, f"evaluating {name}")
-            values = evaluator.run(predictor, step)
-            metrics |= {f"{name}/{key}": float(value) for key, value in values.items()}
+        metrics = evaluators.run_all(
+            self.run.evaluators,
+            predictor,
+            step,
+            workdir=self.folder,
+            announce=lambda name: self.say(step, f"evaluating {name}"),
+        )
         if self.writer is not None:
             self.writer.add(step, metrics)
         return metrics
+
+    def say(self, step: int, text: str) -> None:
+        if self.progress is not None:
+            self.progress.update(step, text)
 
     def save(self, state: State, step: int) -> None:
         if self.writer is not None:

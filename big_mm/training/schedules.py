@@ -6,7 +6,7 @@ is linear and reaches 1 after `warmup` steps without spending one at 0.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 from big_mm.spec import UserError
 
 
+@runtime_checkable
 class Schedule(Protocol):
     def __call__(self, step: ArrayLike, steps: int) -> Float[Array, ""]: ...
 

@@ -16,25 +16,26 @@ from big_mm.training.optimizer import Optimizer
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Everything that is checkpointed and resumed.
+    """Everything that is checkpointed and resumed: arrays, or shapes, shardings, whatever a map
+    over the tree puts in their place.
 
     Attributes:
-      step: batches consumed; the position in the data and the seed of the next step.
+      step: int32; batches consumed, so the position in the data and the seed of the next step.
       params: all parameters, nested.
       opt_state: of the trainable parameters, which it names by flat paths.
       ema: {path: running average of a trainable parameter}, or {} when off.
       extra: the objective's own (teacher, queue, ...).
-      skipped: updates refused because they were not finite or too large.
-      bad: damaged records replaced so far.
+      skipped: int32; updates refused because they were not finite or too large.
+      bad: int32; damaged records replaced so far.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     opt_state: Any
-    ema: dict[str, Array]
+    ema: Any
     extra: Any
-    skipped: Int[Array, ""]
-    bad: Int[Array, ""]
+    skipped: Any
+    bad: Any
 
     def averaged_params(self) -> Any:
         """The parameters to evaluate: the running average where there is one."""

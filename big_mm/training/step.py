@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from big_mm import trees
 from big_mm.mesh import BATCH_AXES
@@ -64,9 +63,9 @@ class Update:
         metrics |= {f"loss/{name}": term.compute() for name, term in aux.terms.items()}
         metrics |= {
             "loss": value,
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(trainable),
-            "update_norm": rate * optax.global_norm(direction),
+            "grad_norm": norm(grads),
+            "param_norm": norm(trainable),
+            "update_norm": rate * norm(direction),
             "learning_rate": rate,
         }
         good = self.acceptable(metrics)
@@ -77,9 +76,11 @@ class Update:
 
     def acceptable(self, metrics: Metrics) -> Array:
         """Whether the update may happen."""
-        norm = metrics["grad_norm"]
-        finite = jnp.isfinite(jnp.stack([metrics["loss"], norm, metrics["update_norm"]])).all()
-        return finite if self.max_grad_norm is None else finite & (norm <= self.max_grad_norm)
+        watched = [metrics[name] for name in ("loss", "grad_norm", "update_norm")]
+        good = jnp.isfinite(jnp.stack(watched)).all()
+        if self.max_grad_norm is not None:
+            good &= metrics["grad_norm"] <= self.max_grad_norm
+        return good
 
     def accumulated(
         self, loss: LossFn, params: Flat, batch: Batch, rng: Array
@@ -111,7 +112,7 @@ class Update:
         aux = jax.tree.map(_gather, auxes, is_leaf=lambda x: isinstance(x, Mean))
         return self.objective.scalar(aux.terms), aux, grads
 
-    def _split(self, rows: Float[Array, "batch ..."]) -> Float[Array, "microbatches rows ..."]:
+    def _split(self, rows: Shaped[Array, "batch ..."]) -> Shaped[Array, "parts rows ..."]:
         """Every microbatch takes rows of every device, so that nothing moves between devices."""
         rows = rows.reshape(-1, self.accumulate, *rows.shape[1:]).swapaxes(0, 1)
         sharding = NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES))
@@ -123,6 +124,12 @@ def _gather(stacked: Any) -> Any:
     if isinstance(stacked, Mean):
         return Mean(stacked.total.sum(0), stacked.count.sum(0))
     return stacked.swapaxes(0, 1).reshape(-1, *stacked.shape[2:])
+
+
+def norm(flat: Flat) -> Float[Array, ""]:
+    """The Euclidean norm of all leaves together, in float32."""
+    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in flat.values()]
+    return jnp.sqrt(jnp.stack(squares).sum())
 
 
 def average(ema: Flat, params: Flat, decay: float, step: Array) -> Flat:
