@@ -1,7 +1,7 @@
 """Rows to batches: what is stacked, what stays on the host, and what must agree."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,93 +11,110 @@ from big_mm.data.transforms import Record
 from big_mm.spec import UserError
 
 _DTYPES = {bool: np.bool_, int: np.int32, float: np.float32, str: np.str_}
-_INT64 = ("bad_index",)
+_OWN = ("image", "tokens", "token_mask", "mask", "label", "key", "bad_index", "bad_kind")
 
 
-def stack(rows: list[Record], contract: Contract, keep: Sequence[str]) -> dict[str, np.ndarray]:
-    """Stacks training rows: `key`, numbers and arrays; features in `keep` as object arrays.
+def stack(
+    rows: Iterable[Record], count: int, contract: Contract, keep: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """Stacks `count` training rows: `key`, numbers, arrays, and as object arrays those in `keep`.
 
     Raises:
       UserError: rows whose features or shapes differ, pictures of another size than the contract's,
         no tokens.
     """
-    _check_rows(rows, contract)
-    batch = {}
-    for name, value in rows[0].items():
-        values = [row[name] for row in rows]
-        if name in keep:
-            batch[name] = _objects(values)
-        elif isinstance(value, (np.ndarray, np.generic)):
-            batch[name] = _stack_arrays(name, values)
-        elif name == "key" or isinstance(value, (bool, int, float)):
-            dtype = np.int64 if name in _INT64 else _DTYPES[type(value)]
-            batch[name] = np.asarray(values, dtype)
-    return batch
-
-
-def stack_examples(rows: list[Record]) -> dict[str, Any]:
-    """Stacks evaluation rows; features that are not the pipeline's own become lists."""
-    batch: dict[str, Any] = {}
-    for name in dict.fromkeys(itertools.chain.from_iterable(rows)):
-        values = [row.get(name) for row in rows]
-        if name in ("image", "tokens", "token_mask"):
-            batch[name] = np.stack(values)
-        elif name in ("mask", "label", "key", "bad_index", "bad_kind"):
-            dtype = np.int64 if name in _INT64 else _DTYPES[type(values[0])]
-            batch[name] = np.asarray(values, dtype)
-        else:
-            batch[name] = values
-    return batch
-
-
-def _check_rows(rows: list[Record], contract: Contract) -> None:
-    for row in rows:
-        if row.keys() != rows[0].keys():
-            differ = sorted(rows[0].keys() ^ row.keys())
+    arrays: dict[str, np.ndarray] = {}
+    values: dict[str, list[Any]] = {}
+    names: set[str] = set()
+    # One row at a time is copied and let go: a list of pictures would leave the CPU's caches, and
+    # the pages of its memory would go back to the system and be mapped again for every batch.
+    for i, row in enumerate(rows):
+        if i == 0:
+            _check_first(row, contract)
+            names = set(row)
+            arrays = {
+                name: np.empty((count, *value.shape), value.dtype)
+                for name, value in row.items()
+                if name not in keep and isinstance(value, np.ndarray)
+            }
+            values = {
+                name: []
+                for name, value in row.items()
+                if name in keep or name == "key" or isinstance(value, (bool, int, float))
+            }
+        elif row.keys() != names:
             raise UserError(
-                f"only some records have the features {differ}: let the schemas of all sources "
-                "name the same extra features"
+                f"only some records have the features {sorted(row.keys() ^ names)}: let the "
+                "schemas of all sources name the same extra features"
             )
-    size = contract.image_size
-    image = rows[0].get("image")
-    if image is not None and (
-        not isinstance(image, np.ndarray)
-        or (image.dtype, image.shape) != (np.uint8, (size, size, 3))
-    ):
-        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
-        raise UserError(
-            f"the transforms must end with uint8 images of the contract's {size} x {size} pixels, "
-            f"not {found}: Decode(), then Resize(), RandomResizedCrop() or CenterCrop()"
-        )
-    if contract.tokenizer is not None and "tokens" not in rows[0]:
-        raise UserError("the transforms leave no tokens: end with ChooseCaption(), Tokenize()")
+        for name, array in arrays.items():
+            _copy(array, i, row[name], name)
+        for name, column in values.items():
+            column.append(row[name])
+    return arrays | {name: _column(name, column, keep) for name, column in values.items()}
 
 
-def _stack_arrays(name: str, values: list[np.ndarray]) -> np.ndarray:
-    try:
-        return np.stack(values)
-    except ValueError:
-        shapes = sorted({str(np.shape(v)) for v in values})
-        raise UserError(
-            f"the {name!r} of the rows of a batch have shapes {', '.join(shapes)}: they must agree"
-        ) from None
-
-
-def _objects(values: list[Any]) -> np.ndarray:
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
+def stack_examples(rows: Iterable[Record], count: int) -> dict[str, Any]:
+    """Stacks `count` evaluation rows; features that are not the pipeline's own become lists."""
+    arrays: dict[str, np.ndarray] = {}
+    values: dict[str, list[Any]] = {}
+    for i, row in enumerate(rows):
+        for name, value in row.items():
+            if name in _OWN and isinstance(value, np.ndarray):
+                if name not in arrays:
+                    arrays[name] = np.zeros((count, *value.shape), value.dtype)
+                arrays[name][i] = value
+            else:
+                values.setdefault(name, [None] * count)[i] = value
+    return arrays | {
+        name: _column(name, column) if name in _OWN else column for name, column in values.items()
+    }
 
 
 def concatenate(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Joins chunks of rows to one batch."""
+    """Joins chunks of rows to one batch; a list that a chunk lacks is all None there."""
     if len(parts) == 1:
         return parts[0]
     batch: dict[str, Any] = {}
     for name in dict.fromkeys(itertools.chain.from_iterable(parts)):
-        values = [part.get(name, [None] * len(part["key"])) for part in parts]
-        if isinstance(values[0], np.ndarray):
-            batch[name] = np.concatenate(values)
+        columns = [part.get(name, [None] * len(part["key"])) for part in parts]
+        if isinstance(columns[0], np.ndarray):
+            batch[name] = np.concatenate(columns)
         else:
-            batch[name] = list(itertools.chain.from_iterable(values))
+            batch[name] = list(itertools.chain.from_iterable(columns))
     return batch
+
+
+def _check_first(row: Record, contract: Contract) -> None:
+    size = contract.image_size
+    image = row.get("image")
+    if isinstance(image, np.ndarray):
+        found = f"{image.dtype} {image.shape}"
+    else:
+        found = type(image).__name__
+    if image is not None and found != f"uint8 {(size, size, 3)}":
+        raise UserError(
+            f"the transforms must end with uint8 images of the contract's {size} x {size} pixels, "
+            f"not {found}: Decode(), then Resize(), RandomResizedCrop() or CenterCrop()"
+        )
+    if contract.tokenizer is not None and "tokens" not in row:
+        raise UserError("the transforms leave no tokens: end with ChooseCaption(), Tokenize()")
+
+
+def _copy(array: np.ndarray, i: int, value: Any, name: str) -> None:
+    shape, dtype = array.shape[1:], array.dtype
+    if getattr(value, "shape", None) != shape or value.dtype != dtype:
+        found = f"{getattr(value, 'dtype', type(value))} {np.shape(value)}"
+        raise UserError(
+            f"{name!r} is {dtype} {shape} in one row of a batch and {found} in another: the "
+            "transforms must make them agree"
+        )
+    array[i] = value
+
+
+def _column(name: str, values: list[Any], keep: Collection[str] = ()) -> np.ndarray:
+    if name in keep:
+        column = np.empty(len(values), object)
+        column[:] = values
+        return column
+    return np.asarray(values, np.int64 if name == "bad_index" else _DTYPES[type(values[0])])

