@@ -7,12 +7,13 @@ between encoder and decoder: 256 queries for captioning, one for the contrastive
 
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Num, Shaped
 
-from big_mm.models.heads import CaptionHead, Temperature, unit
-from big_mm.models.layers import Transformer, choose
+from big_mm.models.heads import CaptionHead, Temperature, caption_outputs, unit
+from big_mm.models.layers import Mask, Transformer, choose
 from big_mm.models.pooling import AttentionalPooler
 from big_mm.models.text import TextTransformer, cache_mask, causal_mask, legacy_cls_mask
 from big_mm.models.vision import VisionTransformer
@@ -36,6 +37,7 @@ class CoCa(nn.Module):
       queries: image tokens for the decoder.
       pooling: the contrastive query reads the image tokens ("cascade", the paper's default) or the
         encoder's output ("parallel").
+      pooler_heads: of the poolers; 0 for the decoder's number.
       embed_dim: of a linear projection to the shared space; 0 for none, as the paper has it, when
         both towers have the same width.
       tie_embeddings: the output softmax uses the token embedding.
@@ -51,6 +53,7 @@ class CoCa(nn.Module):
     decoder: Transformer
     queries: int = 256
     pooling: str = "cascade"
+    pooler_heads: int = 0
     embed_dim: int = 0
     tie_embeddings: bool = False
     log_scale: float = math.log(1 / 0.07)
@@ -84,7 +87,7 @@ class CoCa(nn.Module):
             self.image_projection = nn.Dense(self.embed_dim, **project)
             self.text_projection = nn.Dense(self.embed_dim, **project)
         if not self.tie_embeddings:
-            self.caption_head = CaptionHead(self.text.vocab_size)
+            self.caption_head = CaptionHead(decoder.width, self.text.vocab_size)
         self.temperature = Temperature(self.log_scale, self.max_scale)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
@@ -98,7 +101,7 @@ class CoCa(nn.Module):
             if "image" in batch:
                 mask = causal_mask(batch["tokens"].shape[1])
                 x = self.decoder(text["residual"], mask, out["image_tokens"], train=train)
-                out["caption_logits"] = self._logits(x)
+                out |= self._caption_outputs(x, train)
         return out
 
     def encode_image(
@@ -145,17 +148,24 @@ class CoCa(nn.Module):
         """
         index = self.get_variable("cache", "index", jnp.zeros((), jnp.int32))
         length, max_len = tokens.shape[1], self.text.max_len
-        if length > max_len:
-            raise UserError(f"a prefix of {length} tokens for a decoder of max_len={max_len}")
-        x = self.text.decode(tokens, index)["residual"]
         mask = cache_mask(index, length, max_len)
+        text_mask = self._legacy_cache_mask(tokens, index, mask) if self.legacy else mask
+        x = self.text.decode(tokens, index, mask=text_mask)["residual"]
         x = self.decoder(x, mask, image_tokens, index=index, max_len=max_len)
         self.put_variable("cache", "index", index + length)
-        return {"caption_logits": self._logits(x)}
+        return self._caption_outputs(x, train=False)
 
     def _text(self, tokens: Array, token_mask: Array, train: bool) -> dict[str, Array]:
         mask = legacy_cls_mask(tokens) if self.legacy else None
         return self.text(tokens, token_mask, mask=mask, train=train)
+
+    def _legacy_cache_mask(self, tokens: Array, index: Array, mask: Mask) -> Mask:
+        """`legacy_cls_mask` for the cache: it remembers after which slots stood an id 0."""
+        ones = jnp.ones((1, len(tokens), self.text.max_len + 1), bool)
+        visible = self.get_variable("cache", "visible", ones)
+        visible = jax.lax.dynamic_update_slice(visible, (tokens != 0)[None], (0, 0, index + 1))
+        self.put_variable("cache", "visible", visible)
+        return mask & visible[0, :, None, None, :-1]
 
     def _text_outputs(self, text: dict[str, Array]) -> Outputs:
         pooled = text["pooled"]
@@ -163,16 +173,16 @@ class CoCa(nn.Module):
             pooled = self.text_projection(pooled)
         return {"text_embedding": unit(pooled), "text_tokens": text["tokens"]}
 
-    def _logits(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length vocab"]:
-        x = self.norm(x)
-        return self.text.attend(x) if self.tie_embeddings else self.caption_head(x)
+    def _caption_outputs(self, x: Float[Array, "batch length width"], train: bool) -> Outputs:
+        kernel = self.text.embedding.T if self.tie_embeddings else self.caption_head()
+        return caption_outputs(self.norm(x), kernel, train)
 
     def _pooler(self, queries: int) -> AttentionalPooler:
         decoder = self.decoder
         return AttentionalPooler(
             queries,
             decoder.width,
-            decoder.heads,
+            self.pooler_heads or decoder.heads,
             use_bias=decoder.use_bias,
             norm_eps=decoder.norm_eps,
             dtype=decoder.dtype,

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -15,12 +16,32 @@ def unit(x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
     return x / jnp.sqrt(jnp.maximum((x * x).sum(axis=-1, keepdims=True), 1e-12))
 
 
+@jax.custom_vjp
+def clip_above(x: Float[Array, ""], maximum: float) -> Float[Array, ""]:
+    """min(x, maximum); at the bound only a gradient that leads back, a positive one, passes.
+
+    With the gradient of the minimum, zero, a parameter beyond its bound would stay there for ever.
+    """
+    return jnp.minimum(x, maximum)
+
+
+def _clip_above_forward(x: Array, maximum: float) -> tuple[Array, Array]:
+    return jnp.minimum(x, maximum), x >= maximum
+
+
+def _clip_above_backward(clipped: Array, gradient: Array) -> tuple[Array, None]:
+    return jnp.where(clipped & (gradient < 0), 0.0, gradient), None
+
+
+clip_above.defvjp(_clip_above_forward, _clip_above_backward)
+
+
 class Temperature(nn.Module):
     """The inverse temperature of the similarities, learned as its logarithm.
 
     Attributes:
       init: the logarithm at initialisation; ln(1 / 0.07) in CLIP, ln(10) in SigLIP.
-      maximum: the scale is clipped here, with no gradient beyond; 100 in CLIP.
+      maximum: of the inverse temperature; 100 in CLIP.
     """
 
     init: float = math.log(1 / 0.07)
@@ -29,15 +50,29 @@ class Temperature(nn.Module):
     @nn.compact
     def __call__(self) -> Float[Array, ""]:
         log_scale = self.param("log_scale", nn.initializers.constant(self.init), ())
-        return jnp.minimum(jnp.exp(log_scale), self.maximum)
+        return jnp.exp(clip_above(log_scale, math.log(self.maximum)))
 
 
 class CaptionHead(nn.Module):
     """The output softmax's matrix."""
 
+    width: int
     vocab_size: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
-        kernel = self.param("kernel", scaled_normal(), (x.shape[-1], self.vocab_size))
-        return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+    def __call__(self) -> Float[Array, "width vocab"]:
+        return self.param("kernel", scaled_normal(), (self.width, self.vocab_size))
+
+
+def caption_outputs(
+    features: Float[Array, "batch length width"], kernel: Float[Array, "width vocab"], train: bool
+) -> dict[str, Array]:
+    """`caption_logits`, float32; for losses that never hold all of them (`CrossEntropy.chunks`),
+    while training also what they are the product of. What a jitted loss does not use is not
+    computed.
+    """
+    kernel = kernel.astype(features.dtype)
+    out = {"caption_logits": jnp.matmul(features, kernel, preferred_element_type=jnp.float32)}
+    if train:
+        out |= {"caption_features": features, "caption_kernel": kernel}
+    return out

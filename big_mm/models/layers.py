@@ -149,6 +149,7 @@ class Block(nn.Module):
     mlp_dim: int
     cross_attention: bool
     self_mlp: bool
+    context_norm: bool
     activation: str
     use_bias: bool
     norm_eps: float
@@ -189,6 +190,8 @@ class Block(nn.Module):
         if self.self_mlp:
             x = x + drop(mlp(name="self_mlp")(norm(name="self_mlp_norm")(x)))
         if self.cross_attention:
+            if self.context_norm and context is not None:
+                context = norm(name="context_norm")(context)
             y, kv = attend(name="cross_attention")(
                 norm(name="cross_attention_norm")(x), context=context, past=past.get("cross")
             )
@@ -205,7 +208,8 @@ class Transformer(nn.Module):
     Attributes:
       width, depth, heads, mlp_dim: sizes; `heads` divides `width`.
       cross_attention: every block also attends to `context`, after its self-attention.
-      self_mlp: a second MLP, between self- and cross-attention (open_clip's CoCa decoder).
+      self_mlp: a second MLP, between self- and cross-attention, and
+      context_norm: a norm of the context in every block, both for open_clip's CoCa decoder.
       activation: "gelu" (tanh form), "gelu_exact", "quick_gelu".
       dropout: on the output of each residual branch while training.
       dtype: of the compute; parameters are float32.
@@ -221,6 +225,7 @@ class Transformer(nn.Module):
     mlp_dim: int
     cross_attention: bool = False
     self_mlp: bool = False
+    context_norm: bool = False
     activation: str = "gelu"
     use_bias: bool = True
     norm_eps: float = 1e-6
@@ -284,6 +289,7 @@ class Transformer(nn.Module):
             mlp_dim=self.mlp_dim,
             cross_attention=self.cross_attention,
             self_mlp=self.self_mlp,
+            context_norm=self.context_norm,
             activation=self.activation,
             use_bias=self.use_bias,
             norm_eps=self.norm_eps,

@@ -38,11 +38,12 @@ def cls_mask(
 def legacy_cls_mask(
     tokens: Int[Array, "batch length"],
 ) -> Bool[Array, "batch 1 length_1 length_1"]:
-    """The mask that open_clip's published CoCa weights were trained with.
+    """The mask of open_clip's CoCa (its release 3.3).
 
     Padding is told by id 0, which is also the byte-pair token "!", and the validity of position j
-    stands at j + 1, for every row. So CLS sees one padding token and not itself, unless the last
-    slot is filled, and what follows a "!" is hidden.
+    stands at j + 1. So CLS sees one padding token and not itself, unless the last slot is filled,
+    and what follows a "!" is seen by nothing, itself included. (Before June 2025, when the
+    published weights were trained, that last was so for CLS only.)
     """
     valid = jnp.pad(tokens != 0, ((0, 0), (1, 0)), constant_values=True)[:, None, None, :]
     return causal_mask(tokens.shape[1] + 1) & valid
@@ -93,9 +94,7 @@ class TextTransformer(nn.Module):
         Raises:
           UserError: the batch is longer than `max_len`.
         """
-        length = tokens.shape[1]
-        if length > self.max_len:
-            raise UserError(f"captions of {length} tokens for a text tower of {self.max_len=}")
+        length = self._length(tokens)
         x = self._embed(tokens, self.positions[:length])
         if self.pool == "cls":
             cls = (self.cls + self.positions[self.max_len]).astype(x.dtype)
@@ -114,21 +113,26 @@ class TextTransformer(nn.Module):
         tokens: Int[Array, "batch length"],
         index: Int[Array, ""],
         context: Float[Array, "batch source context_width"] | None = None,
+        *,
+        mask: Mask | None = None,
     ) -> dict[str, Array]:
         """Appends tokens at positions index, index + 1, ... to the "cache" collection; returns
         their `tokens` and `residual`, equal to those of the whole caption.
         """
-        positions = jax.lax.dynamic_slice_in_dim(self.positions, index, tokens.shape[1])
-        mask = cache_mask(index, tokens.shape[1], self.max_len)
+        length = self._length(tokens)
+        positions = jax.lax.dynamic_slice_in_dim(self.positions, index, length)
+        mask = cache_mask(index, length, self.max_len) if mask is None else mask
         x = self.blocks(
             self._embed(tokens, positions), mask, context, index=index, max_len=self.max_len
         )
         return {"tokens": self.norm(x), "residual": x}
 
-    def attend(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows vocab"]:
-        """Logits by the embedding table itself."""
-        table = self.embedding.astype(x.dtype)
-        return jnp.einsum("...w,vw->...v", x, table, preferred_element_type=jnp.float32)
+    def _length(self, tokens: Array) -> int:
+        if tokens.shape[1] > self.max_len:
+            raise UserError(
+                f"{tokens.shape[1]} tokens a caption for a text tower of max_len={self.max_len}"
+            )
+        return tokens.shape[1]
 
     def _embed(self, tokens: Array, positions: Array) -> Array:
         dtype = self.blocks.dtype

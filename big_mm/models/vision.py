@@ -91,12 +91,12 @@ class VisionTransformer(nn.Module):
             kernel_init=scaled_normal(),
             name="patch",
         )(patchify(image.astype(blocks.dtype), self.patch_size))
-        x = x + self._positions(grid).astype(x.dtype)
         has_cls = self.cls_token or self.pool == "cls"
         if has_cls:
-            cls = self.param("cls", nn.initializers.normal(0.02), (1, 1, blocks.width))
-            cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, blocks.width))
+            cls = self.param("cls", nn.initializers.normal(0.02), (blocks.width,)).astype(x.dtype)
+            cls = jnp.broadcast_to(cls, (x.shape[0], 1, blocks.width))
             x = jnp.concatenate([cls, x], axis=1)
+        x = x + self._positions(grid, has_cls).astype(x.dtype)
         if self.pre_norm:
             x = self._norm("pre_norm")(x)
         x = self._norm("norm")(blocks(x, train=train))
@@ -107,11 +107,12 @@ class VisionTransformer(nn.Module):
     def _norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(epsilon=self.blocks.norm_eps, dtype=self.blocks.dtype, name=name)
 
-    def _positions(self, grid: int) -> Float[Array, "patches width"]:
+    def _positions(self, grid: int, has_cls: bool) -> Float[Array, "tokens width"]:
         if self.position == "sincos2d":
-            return jnp.asarray(sincos2d(grid, grid, self.blocks.width))
-        init = nn.initializers.normal(0.02)
-        return self.param("position_embedding", init, (grid * grid, self.blocks.width))
+            # The learned token needs no fixed position.
+            return jnp.pad(sincos2d(grid, grid, self.blocks.width), ((int(has_cls), 0), (0, 0)))
+        init, count = nn.initializers.normal(0.02), grid * grid + has_cls
+        return self.param("position_embedding", init, (count, self.blocks.width))
 
     def _pooled(
         self, x: Float[Array, "batch tokens width"], has_cls: bool

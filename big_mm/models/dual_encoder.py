@@ -1,0 +1,91 @@
+"""Two towers and a temperature: CLIP, ALIGN and SigLIP are configs of it (see `variants.py`)."""
+
+import math
+
+from flax import linen as nn
+from jaxtyping import Array, Int, Num, Shaped
+
+from big_mm.models.heads import Temperature, unit
+from big_mm.models.text import TextTransformer
+from big_mm.models.vision import VisionTransformer
+from big_mm.spec import UserError
+from big_mm.types import Batch, Outputs
+
+
+class DualEncoder(nn.Module):
+    """Image and text embeddings of one space (arXiv:2103.00020, 2102.05918, 2303.15343).
+
+    Attributes:
+      image, text: towers that pool (`pool` is not "none").
+      embed_dim: of the shared space.
+      image_projection, text_projection: whether a linear layer leads from the tower to the space;
+        without one the tower's width must be `embed_dim`.
+      projection_bias: CLIP's projections have none, SigLIP's one has.
+      log_scale, max_scale: the logarithm of the inverse temperature at initialisation and the bound
+        of the inverse temperature.
+      logit_bias: its initial value, for the sigmoid loss; None for none.
+    """
+
+    image: VisionTransformer
+    text: TextTransformer
+    embed_dim: int = 512
+    image_projection: bool = True
+    text_projection: bool = True
+    projection_bias: bool = False
+    log_scale: float = math.log(1 / 0.07)
+    max_scale: float = 100.0
+    logit_bias: float | None = None
+
+    def setup(self) -> None:
+        self.image_head = self._head("image", self.image, self.image_projection)
+        self.text_head = self._head("text", self.text, self.text_projection)
+        self.temperature = Temperature(self.log_scale, self.max_scale)
+        if self.logit_bias is not None:
+            self.bias = self.param("logit_bias", nn.initializers.constant(self.logit_bias), ())
+
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
+        """All outputs that the batch's keys (`image`; `tokens` and `token_mask`) allow."""
+        out: Outputs = {"logit_scale": self.temperature()}
+        if self.logit_bias is not None:
+            out["logit_bias"] = self.bias
+        if "image" in batch:
+            out |= self.encode_image(batch["image"], train=train)
+        if "tokens" in batch:
+            out |= self.encode_text(batch["tokens"], batch["token_mask"], train=train)
+        return out
+
+    def encode_image(
+        self, image: Num[Array, "batch height width 3"], *, train: bool = False
+    ) -> Outputs:
+        """`image_embedding` and `image_tokens`."""
+        out = self.image(image, train=train)
+        return {
+            "image_embedding": unit(self.image_head(out["pooled"])),
+            "image_tokens": out["tokens"],
+        }
+
+    def encode_text(
+        self,
+        tokens: Int[Array, "batch length"],
+        token_mask: Shaped[Array, "batch length"],
+        *,
+        train: bool = False,
+    ) -> Outputs:
+        """`text_embedding` and `text_tokens`."""
+        out = self.text(tokens, token_mask, train=train)
+        return {
+            "text_embedding": unit(self.text_head(out["pooled"])),
+            "text_tokens": out["tokens"],
+        }
+
+    def _head(self, name: str, tower: VisionTransformer | TextTransformer, project: bool):
+        if tower.pool == "none":
+            raise UserError(f"a dual encoder needs an embedding: {name}.pool is 'none'")
+        if project:
+            return nn.Dense(self.embed_dim, use_bias=self.projection_bias, dtype=tower.blocks.dtype)
+        if tower.blocks.width != self.embed_dim:
+            raise UserError(
+                f"{name}_projection=False needs {name}'s width {tower.blocks.width} to be "
+                f"embed_dim={self.embed_dim}"
+            )
+        return lambda x: x
