@@ -1,6 +1,6 @@
 """The embedded world: a seeded generator of rendered scenes with exact ground truth.
 
-    python -m big_mm.data.scenes --out DIR --split train --num 20000 --image_size 96 --num_workers 2
+    python -m big_mm.data.scenes --out DIR --splits train=20000 --image_size 96 --num_workers 2
 
 world.py says what a scene is, sampling.py draws one, rendering.py paints it, language.py describes
 it, parsing.py judges descriptions, splits.py holds combinations out, writer.py writes records.

@@ -25,8 +25,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the shards")
-    parser.add_argument("--split", required=True, choices=SPLITS, help="see below")
-    parser.add_argument("--num", required=True, type=int, help="number of scenes")
+    parser.add_argument(
+        "--splits",
+        required=True,
+        nargs="+",
+        type=_split,
+        metavar="SPLIT=NUM",
+        help="what to write, and how many scenes of it: train=20000 test_seen=500",
+    )
     parser.add_argument("--image_size", type=int, default=64, help="pixels a side (64)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes (0)")
     parser.add_argument("--num_shards", type=int, default=1, help="files to write (1)")
@@ -40,40 +46,51 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _split(text: str) -> tuple[str, int]:
+    name, equals, number = text.partition("=")
+    if name not in SPLITS or not equals or not number.isdigit():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not SPLIT=NUM with a split among {', '.join(SPLITS)}"
+        )
+    return name, int(number)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for arguments that make no sense."""
     args = vars(_parser().parse_args(argv))
-    max_objects = args.pop("max_objects")
-    console = Console(stderr=True)
+    splits, max_objects = args.pop("splits"), args.pop("max_objects")
+    total = sum(number for _, number in splits)
     bar = rich_progress.Progress(
         "[progress.description]{task.description}",
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
         "{task.fields[rate]}",
         rich_progress.TimeRemainingColumn(),
-        console=console,
+        console=Console(stderr=True),
     )
     start = time.monotonic()
+    before, paths = 0, []
     try:
         world = dataclasses.replace(
             World(), noise=args.pop("noise"), count_weights=World.count_weights[:max_objects]
         )
         with bar:
-            task = bar.add_task(args["split"], total=args["num"], rate="")
+            task = bar.add_task("", total=total, rate="")
+            for name, number in splits:
 
-            def report(done: int) -> None:
-                rate = done / (time.monotonic() - start)
-                bar.update(task, completed=done, rate=f"{rate:,.0f} scenes/s")
+                def report(done: int, name: str = name, before: int = before) -> None:
+                    rate = f"{(before + done) / (time.monotonic() - start):,.0f} scenes/s"
+                    bar.update(task, description=name, completed=before + done, rate=rate)
 
-            paths = write(**args, world=world, progress=report)
+                paths += write(split=name, num=number, **args, world=world, progress=report)
+                before += number
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     seconds = time.monotonic() - start
-    rate = args["num"] / seconds
     print(
-        f"{args['num']:,} scenes in {len(paths)} shards of {args['out']}: "
-        f"{seconds:.1f} s, {rate:,.0f} scenes/s"
+        f"{total:,} scenes in {len(paths)} shards of {args['out']}: "
+        f"{seconds:.1f} s, {total / seconds:,.0f} scenes/s"
     )
     return 0
 

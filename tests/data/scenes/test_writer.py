@@ -11,6 +11,7 @@ import pytest
 import simplejpeg
 
 from big_mm.data import examples, records, scenes
+from big_mm.data.records import TFRecordSource
 from big_mm.data.scenes import __main__ as command
 from big_mm.spec import UserError
 
@@ -88,9 +89,11 @@ def test_bad_arguments_are_named(tmp_path, options, message):
 
 
 def test_command_writes_and_reports(tmp_path, capsys):
-    arguments = ["--out", str(tmp_path), "--split", "train", "--num", "10", "--image_size", "32"]
+    splits = ["--splits", "train=10", "zero_shot_seen=3"]
+    arguments = ["--out", str(tmp_path), "--image_size", "32", *splits]
     assert command.main([*arguments, "--max_objects", "1"]) == 0
-    assert "10 scenes in 1 shards" in capsys.readouterr().out
+    assert "13 scenes in 2 shards" in capsys.readouterr().out
+    assert len(TFRecordSource(f"{tmp_path}/zero_shot_seen-*.tfrecord")) == 3
     assert command.main([*arguments, "--max_objects", "0"]) == 2
     error = capsys.readouterr().err
     assert "count_weights" in error and error.strip().count("\n") == 0
