@@ -52,7 +52,7 @@ class Captioner(nn.Module):
 
     def init_cache(self, image_tokens: Float[Array, "batch source width"]) -> None:
         """As of `CoCa`."""
-        self.decode_step(jnp.zeros((len(image_tokens), 0), jnp.int32), image_tokens)
+        self.decode_step(jnp.zeros((image_tokens.shape[0], 0), jnp.int32), image_tokens)
 
     def decode_step(
         self,

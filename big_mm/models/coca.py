@@ -132,7 +132,7 @@ class CoCa(nn.Module):
         """Creates the "cache" collection of `decode_step`, empty but for the image's keys and
         values: `_, state = apply(variables, image_tokens, method="init_cache", mutable="cache")`.
         """
-        self.decode_step(jnp.zeros((len(image_tokens), 0), jnp.int32), image_tokens)
+        self.decode_step(jnp.zeros((image_tokens.shape[0], 0), jnp.int32), image_tokens)
 
     def decode_step(
         self,

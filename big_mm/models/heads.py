@@ -17,7 +17,7 @@ def unit(x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
 
 
 @jax.custom_vjp
-def clip_above(x: Float[Array, ""], maximum: float) -> Float[Array, ""]:
+def clip_above(x: Float[Array, ""], maximum: float | Array) -> Float[Array, ""]:
     """min(x, maximum); at the bound only a gradient that leads back, a positive one, passes.
 
     With the gradient of the minimum, zero, a parameter beyond its bound would stay there for ever.
@@ -25,7 +25,7 @@ def clip_above(x: Float[Array, ""], maximum: float) -> Float[Array, ""]:
     return jnp.minimum(x, maximum)
 
 
-def _clip_above_forward(x: Array, maximum: float) -> tuple[Array, Array]:
+def _clip_above_forward(x: Array, maximum: float | Array) -> tuple[Array, Array]:
     return jnp.minimum(x, maximum), x >= maximum
 
 
