@@ -79,7 +79,7 @@ class Contract:
         if self.image_size < 1 or self.max_len < 2:
             raise UserError("contract: image_size must be at least 1 and max_len at least 2")
 
-    def image(self, image: Image.Image | np.ndarray | bytes) -> images.RGB:
+    def image(self, image: Image.Image | np.ndarray | bytes | bytearray) -> images.RGB:
         """Prepares one picture: a file's bytes, a Pillow image, or a uint8 array.
 
         Raises:
@@ -88,7 +88,7 @@ class Contract:
         """
         if isinstance(image, Image.Image):
             array = images.to_rgb(image)
-        elif isinstance(image, (bytes, bytearray, memoryview)):
+        elif isinstance(image, (bytes, bytearray)):
             array = images.decode(bytes(image), self.max_pixels)
         else:
             array = _array_to_rgb(image)

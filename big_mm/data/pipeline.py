@@ -94,7 +94,7 @@ class Pipeline:
         """Records of all sources together: one epoch."""
         return sum(map(len, self.sources))
 
-    def where(self, bad_index: int) -> str:
+    def where(self, bad_index: int | np.integer) -> str:
         """File and offset of the record that a row's `bad_index` names."""
         source, index = _Records(tuple(self.sources)).locate(int(bad_index))
         return source.where(index)
@@ -180,7 +180,7 @@ def examples(
     for batch in _stream(chunks, share // chunk, num_threads, prefetch=2):
         for index, kind in zip(batch["bad_index"], batch["bad_kind"], strict=True):
             if index >= 0:
-                logging.warning("evaluation drops %s: %s", source.where(index), DAMAGE[kind])
+                logging.warning("evaluation drops %s: %s", source.where(int(index)), DAMAGE[kind])
         seen += int((batch["mask"] | (batch["bad_index"] >= 0)).sum())
         sound += int(batch["mask"].sum())
         yield batch
