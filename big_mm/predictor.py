@@ -18,6 +18,7 @@ from concurrent import futures
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 import safetensors.numpy
 from etils import epath
@@ -66,34 +67,39 @@ def load(
       UserError: no checkpoint, a damaged one, or one that this code cannot rebuild.
     """
     mesh = mesh or mesh_lib.MeshConfig().make()
-    directory = epath.Path(directory)
-    if (directory / EXPORTED_PARAMS).exists():
-        model, contract, params = _load_exported(directory, trusted, mesh)
-    else:
-        config = checkpoint.load_config(directory, trusted=trusted)
-        model = spec.build(config.objective.model, trusted=trusted)
-        contract = spec.build(config.contract, trusted=trusted)
-        params = checkpoint.load_params(directory, which, mesh)
-    predictor = Predictor(model, params, contract, mesh)
-    predictor.check_params()
+    components, params = read(directory, trusted=trusted, which=which, mesh=mesh)
+    built = spec.build(components, trusted=trusted)
+    predictor = Predictor(built["model"], params, built["contract"], mesh, progress=True)
+    predictor.check()
     return predictor
 
 
-def _load_exported(directory: epath.Path, trusted: Sequence[str], mesh: Mesh) -> tuple:
+def read(
+    directory: str | os.PathLike[str], *, trusted: Sequence[str], which: str, mesh: Mesh
+) -> tuple[ml_collections.ConfigDict, Any]:
+    """The specs of `model` and `contract`, and the parameters; as `load`, without building them."""
+    directory = epath.Path(directory)
+    if (directory / EXPORTED_PARAMS).exists():
+        return _read_exported(directory, trusted, mesh)
+    config = checkpoint.load_config(directory, trusted=trusted)
+    components = {"model": config.objective.model, "contract": config.contract}
+    return ml_collections.ConfigDict(components), checkpoint.load_params(directory, which, mesh)
+
+
+def _read_exported(
+    directory: epath.Path, trusted: Sequence[str], mesh: Mesh
+) -> tuple[ml_collections.ConfigDict, Any]:
     description = json.loads((directory / EXPORTED_CONFIG).read_text())
-    config = spec.from_json(json.dumps(description["components"]), trusted=trusted)
-    if config.contract.get("tokenizer") is not None:
-        config.contract.tokenizer.path = str(directory / EXPORTED_TOKENIZER)
+    components = spec.from_json(json.dumps(description["components"]), trusted=trusted)
+    if components.contract.get("tokenizer"):
+        components.contract.tokenizer.path = str(directory / EXPORTED_TOKENIZER)
     stored = safetensors.numpy.load((directory / EXPORTED_PARAMS).read_bytes())
-    sharding = mesh_lib.shardings(stored, mesh)
-    params = {k: jax.device_put(leaf, sharding[k]) for k, leaf in stored.items()}
-    if damaged := [k for k, v in trees.digest(params).items() if v != description["digests"][k]]:
+    shardings = mesh_lib.shardings(stored, mesh)
+    params = {path: jax.device_put(leaf, shardings[path]) for path, leaf in stored.items()}
+    found, expected = trees.digest(params), description["digests"]
+    if damaged := sorted(k for k in found | expected if found.get(k) != expected.get(k)):
         raise UserError(f"{directory / EXPORTED_PARAMS} is damaged: checksum of {damaged[0]}")
-    return (
-        spec.build(config.model, trusted=trusted),
-        spec.build(config.contract, trusted=trusted),
-        trees.unflatten(params),
-    )
+    return components, trees.unflatten(params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -281,11 +287,12 @@ class Predictor:
 
         return {key: cut(value) for key, value in outputs.items()}
 
-    def check_params(self) -> None:
-        """Refuses parameters or a vocabulary that are not the model's.
+    def check(self) -> Outputs:
+        """The shapes of the model's outputs for one row, if the parameters and the vocabulary are
+        the model's.
 
         Raises:
-          UserError: listing the paths that differ.
+          UserError: they are not; lists the paths that differ.
         """
         size, batch = self.contract.image_size, {}
         batch["image"] = np.zeros((1, size, size, 3), np.uint8)
@@ -303,6 +310,7 @@ class Predictor:
             raise UserError(f"{len(differ)} parameters are not of this model:\n  {shown}")
         if "caption_logits" in outputs:
             self.contract.check_vocabulary(outputs["caption_logits"].shape[-1])
+        return outputs
 
     def _program(self, function: Callable[..., Any], **static: Any) -> Callable[..., Any]:
         key = (function, tuple(static.items()))
@@ -324,7 +332,7 @@ class Predictor:
         while the devices work.
         """
         if not count:
-            raise UserError(f"the list of {name} is empty")
+            raise UserError(f"{name}: the list is empty")
         size = self._batch_rows(count)
         sharding = mesh_lib.batch_sharding(self.mesh)
 
@@ -366,10 +374,11 @@ class Predictor:
             here[index] = True
 
         def prepare(row: int) -> None:
-            out[row] = _picture(images[at[row]], self.contract, at[row])
+            position = int(at[row])
+            out[row] = _picture(images[position], self.contract, position)
 
         with futures.ThreadPoolExecutor(self.threads) as pool:
-            list(pool.map(prepare, np.flatnonzero(here & (at >= 0))))
+            list(pool.map(prepare, np.flatnonzero(here & (at >= 0)).tolist()))
         return out
 
     def _length(self, max_len: int | None) -> int:
@@ -408,7 +417,8 @@ def _picture(image: Picture, contract: contract_lib.Contract, position: int) -> 
     name = f"images[{position}]"
     try:
         if isinstance(image, (str, os.PathLike)):
-            name, image = f"{name} ({os.fspath(image)})", epath.Path(image).read_bytes()
+            name = f"{name} ({os.fspath(image)})"
+            image = epath.Path(image).read_bytes()
         return contract.image(image)
     except (BadRecord, UserError, OSError) as error:
         raise UserError(f"{name}: {error}") from error

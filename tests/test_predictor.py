@@ -1,0 +1,273 @@
+"""The predictor gives each input the model's own output, whatever the list, batch or devices."""
+
+import dataclasses
+import functools
+import io
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+import big_mm
+from big_mm import spec, trees
+from big_mm.mesh import MeshConfig, single_device_mesh
+from big_mm.predictor import Predictor
+from big_mm.spec import UserError
+
+MIXED = [f"a {word}" for word in ("red star", "blue ring", "white", "zebra", "")]
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory) -> Predictor:
+    built = spec.build(tiny.config(tmp_path_factory.mktemp("tiny")))
+    model, contract = built["objective"].model, built["contract"]
+    params = tiny.parameters(model, contract)
+    return Predictor(model, params, contract, single_device_mesh(), batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> pathlib.Path:
+    return tiny.workdir(tmp_path_factory.mktemp("run"))
+
+
+def batch(predictor, count):
+    tokens, token_mask = predictor.contract.text([tiny.TEXTS[i % 16] for i in range(count)])
+    return {"image": tiny.images(count), "tokens": tokens, "token_mask": token_mask}
+
+
+def plain(predictor, inputs):
+    return jax.device_get(jax.jit(predictor.model.apply)({"params": predictor.params}, inputs))
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 19])
+def test_lists_of_any_length_are_cut_exactly(predictor, count):
+    inputs = batch(predictor, count)
+    expected = plain(predictor, inputs)
+    texts = [tiny.TEXTS[i % 16] for i in range(count)]
+    images, texts = predictor.encode_image(inputs["image"]), predictor.encode_text(texts)
+    np.testing.assert_allclose(images, expected["image_embedding"], atol=2e-4)
+    np.testing.assert_allclose(texts, expected["text_embedding"], atol=2e-4)
+
+
+def test_a_program_compiles_for_few_sizes(predictor):
+    assert {predictor._batch_rows(n) for n in range(1, 300)} == {1, 8}
+    spread = dataclasses.replace(predictor, mesh=MeshConfig().make(), batch_size=60, compiled={})
+    assert {spread._batch_rows(n) for n in range(1, 300)} == {8, 64}
+
+
+def test_devices_do_not_matter(predictor):
+    inputs = batch(predictor, 11)
+    mesh = MeshConfig(data=4, fsdp=2).make()
+    params = jax.device_put(jax.device_get(predictor.params))
+    spread = Predictor(predictor.model, params, predictor.contract, mesh)
+    np.testing.assert_allclose(
+        spread.encode_image(inputs["image"]), predictor.encode_image(inputs["image"]), atol=2e-4
+    )
+    ours, theirs = spread.outputs(inputs), predictor.outputs(inputs)
+    for key in ours:
+        np.testing.assert_allclose(ours[key], theirs[key], atol=2e-3, err_msg=key)
+    assert spread.caption(inputs["image"], num_beams=2) == predictor.caption(
+        inputs["image"], num_beams=2
+    )
+
+
+def test_outputs_are_the_models(predictor):
+    inputs = batch(predictor, 5)
+    expected = plain(predictor, inputs)
+    found = predictor.outputs(inputs | {"key": np.array(["a"] * 5)})
+    assert found.keys() == expected.keys()
+    for key in found:
+        np.testing.assert_allclose(found[key], expected[key], atol=2e-3, err_msg=key)
+    assert list(predictor.outputs(inputs, ["text_embedding"])) == ["text_embedding"]
+    with pytest.raises(UserError, match="CoCa has no nonsense; its outputs here are .*image_emb"):
+        predictor.outputs(inputs, ["nonsense"])
+
+
+def test_similarity_is_the_cosine(predictor):
+    images = tiny.images(3)
+    cosines = predictor.similarity(images, tiny.TEXTS[:4])
+    assert cosines.shape == (3, 4)
+    expected = predictor.encode_image(images) @ predictor.encode_text(tiny.TEXTS[:4]).T
+    np.testing.assert_allclose(cosines, expected)
+    np.testing.assert_allclose(np.linalg.norm(predictor.encode_image(images), axis=1), 1, rtol=1e-5)
+
+
+def test_a_long_text_is_cut_and_keeps_its_eos(predictor):
+    text = " ".join(tiny.TEXTS)
+    tokens, token_mask = predictor.contract.text([text])
+    assert tokens[0, -1] == predictor.contract.tokenizer.eos_id
+    expected = plain(predictor, {"tokens": tokens, "token_mask": token_mask})["text_embedding"]
+    np.testing.assert_allclose(predictor.encode_text([text]), expected, atol=2e-4)
+
+
+def test_every_form_of_a_picture_is_the_same_picture(predictor, tmp_path):
+    array = np.random.default_rng(1).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    path = tmp_path / "picture.png"
+    path.write_bytes(buffer.getvalue())
+    forms = [array, Image.fromarray(array), buffer.getvalue(), path, str(path)]
+    embeddings = predictor.encode_image(forms)
+    np.testing.assert_allclose(embeddings, np.repeat(embeddings[:1], 5, axis=0), atol=2e-4)
+    prepared = predictor.contract.image(array)[None]
+    np.testing.assert_allclose(predictor.encode_image(prepared), embeddings[:1], atol=2e-4)
+
+
+def test_a_picture_that_cannot_be_read_is_named(predictor, tmp_path):
+    (tmp_path / "cat.jpg").write_bytes(b"not a picture")
+    good = tiny.images(1)[0]
+    with pytest.raises(UserError, match=r"images\[1\] \(.*cat.jpg\): undecodable_image"):
+        predictor.encode_image([good, tmp_path / "cat.jpg"])
+    with pytest.raises(UserError, match=r"images\[0\] \(.*dog.jpg\): .*[Nn]o such file"):
+        predictor.encode_image([tmp_path / "dog.jpg"])
+    with pytest.raises(UserError, match=r"images\[0\]: a picture must be uint8"):
+        predictor.encode_image([np.zeros((4, 4, 3))])
+    with pytest.raises(UserError, match="captions: the list is empty"):
+        predictor.caption([])
+
+
+def uncached(predictor, image, row, guidance=1.0, min_len=0):
+    """Greedy decoding that feeds the whole row at every step, in an empty cache."""
+    variables = {"params": predictor.params}
+    encode = jax.jit(functools.partial(predictor.model.apply, method="encode_image"))
+    tokens = encode(variables, image[None])["image_tokens"]
+    step = jax.jit(
+        lambda row, tokens: predictor.model.apply(
+            variables, row, tokens, method="decode_step", mutable=["cache"]
+        )[0]["caption_logits"]
+    )
+    tokenizer = predictor.contract.tokenizer
+    length = predictor.contract.max_len
+    padded = jnp.zeros((1, length), jnp.int32)
+    while len(row) < length and row[-1] != tokenizer.eos_id:
+        fed = padded.at[0, : len(row)].set(jnp.array(row))
+        logits, blind = (step(fed, x)[0, len(row) - 1] for x in (tokens, 0 * tokens))
+        logits = np.array(blind + guidance * (logits - blind))
+        logits[[tokenizer.pad_id, tokenizer.bos_id, tokenizer.cls_id]] = -np.inf
+        if len(row) + 1 < min_len:
+            logits[tokenizer.eos_id] = -np.inf
+        row = [*row, int(logits.argmax())]
+    return row + [tokenizer.pad_id] * (length - len(row))
+
+
+def test_captions_equal_uncached_decoding(predictor):
+    images = tiny.images(6)
+    how = predictor.contract.decoding
+    tokens, scores = predictor.generate(images, how)
+    assert tokens.tolist() == [uncached(predictor, image, [1]) for image in images]
+    assert len({tuple(row) for row in tokens.tolist()}) > 1, "the image should matter"
+    assert predictor.caption(images) == predictor.contract.detokenize(tokens)
+
+    # The score is the log-probability that the training forward pass gives the row.
+    mask = tokens != 0
+    inputs = {"image": images, "tokens": tokens, "token_mask": mask}
+    table = jax.nn.log_softmax(plain(predictor, inputs)["caption_logits"])
+    chosen = np.take_along_axis(np.array(table)[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]
+    np.testing.assert_allclose(scores, (chosen * mask[:, 1:]).sum(1), rtol=1e-3)
+
+
+def test_guided_captions_with_prefixes_equal_uncached_decoding(predictor):
+    images = tiny.images(5)
+    tokenizer = predictor.contract.tokenizer
+    how = dataclasses.replace(predictor.contract.decoding, guidance=2.5, min_len=9)
+    tokens, _ = predictor.generate(images, how, prefix=MIXED)
+    for image, row, text in zip(images, tokens.tolist(), MIXED, strict=True):
+        start = [tokenizer.bos_id, *tokenizer.encode(text)]
+        assert row == uncached(predictor, image, start, 2.5, min_len=9)
+    captions = predictor.caption(images, prefix=MIXED, guidance=2.5, min_len=9)
+    assert all(c.startswith(p.strip()) for c, p in zip(captions, MIXED, strict=True))
+    assert captions != predictor.caption(images, prefix=MIXED, min_len=9)
+
+
+def test_samples_depend_on_seed_and_place_alone(predictor):
+    images = tiny.images(11)
+    options = {"temperature": 1.5, "top_p": 0.95}
+    captions = predictor.caption(images, **options)
+    assert predictor.caption(images, **options) == captions
+    assert predictor.caption(images[:5], **options) == captions[:5]
+    assert predictor.caption(images, seed=1, **options) != captions
+    repeated = predictor.caption(np.repeat(images[:1], 8, axis=0), **options)
+    assert len(set(repeated)) > 4
+
+
+def test_defaults_are_the_contracts(predictor):
+    decoding = dataclasses.replace(predictor.contract.decoding, num_beams=2, min_len=9)
+    contract = dataclasses.replace(predictor.contract, decoding=decoding)
+    images = tiny.images(3)
+    captions = dataclasses.replace(predictor, contract=contract).caption(images)
+    assert captions == predictor.caption(images, num_beams=2, min_len=9)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"prefix": " ".join(tiny.TEXTS)}, "leaves no room in max_len=12"),
+        ({"prefix": "a red circle", "max_len": 3}, "leaves no room in max_len=3"),
+        ({"prefix": ["a", "b", "c"]}, "3 prefixes for 2 images"),
+        ({"max_len": 13}, "from 2 to the contract's 12"),
+        ({"num_beams": 2, "temperature": 1.0}, "choose"),
+    ],
+)
+def test_caption_options_that_make_no_sense(predictor, options, message):
+    with pytest.raises(UserError, match=message):
+        predictor.caption(tiny.images(2), **options)
+
+
+def test_new_parameters_reuse_the_programs(predictor):
+    images = tiny.images(3)
+    before = predictor.encode_image(images), predictor.caption(images, num_beams=2)
+    sizes = {key: run._cache_size() for key, run in predictor.compiled.items()}
+    changed = predictor.replace(params=jax.tree.map(lambda x: x * 0.9, predictor.params))
+    after = changed.encode_image(images), changed.caption(images, num_beams=2)
+    assert np.abs(before[0] - after[0]).max() > 1e-3
+    assert {key: run._cache_size() for key, run in changed.compiled.items()} == sizes
+    # Nor do other values of the decoding options.
+    changed.caption(images, num_beams=2, length_penalty=0.3)
+    assert {key: run._cache_size() for key, run in changed.compiled.items()} == sizes
+
+
+def test_parameters_of_another_model_are_refused(predictor):
+    flat = trees.flatten(predictor.params)
+    flat.pop("text/position_embedding")
+    flat["text/cls"] = flat["text/cls"][:3]
+    with pytest.raises(UserError, match=r"(?s)2 parameters .*text/cls: \(3,\) stored, \(16,\) in"):
+        predictor.replace(params=trees.unflatten(flat)).check()
+
+
+def assert_same(loaded, predictor):
+    assert loaded.model == predictor.model
+    assert loaded.contract.describe() == predictor.contract.describe()
+    ours, theirs = trees.flatten(loaded.params), trees.flatten(predictor.params)
+    assert ours.keys() == theirs.keys()
+    for path in ours:
+        np.testing.assert_array_equal(ours[path], theirs[path])
+
+
+def test_load_takes_a_workdir_a_folder_of_checkpoints_or_one_step(run, predictor):
+    for directory in (run, run / "checkpoints", str(run / "checkpoints" / "3")):
+        assert_same(big_mm.load(directory), predictor)
+
+
+def test_load_needs_nothing_but_the_step_folder(run, predictor, tmp_path):
+    moved = (run / "checkpoints" / "3").rename(tmp_path / "elsewhere")
+    (run / "../tokenizer.model").rename(tmp_path / "hidden")
+    try:
+        loaded = big_mm.load(moved, mesh=predictor.mesh)
+        images = tiny.images(2)
+        assert loaded.caption(images) == predictor.caption(images)
+    finally:
+        moved.rename(run / "checkpoints" / "3")
+
+
+def test_load_refuses_what_is_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint in"):
+        big_mm.load(tmp_path)
+
+
+def test_load_refuses_classes_of_untrusted_packages(run):
+    with pytest.raises(UserError, match="outside the trusted packages"):
+        big_mm.load(run, trusted=("optax",))
