@@ -322,7 +322,7 @@ def _stream(
     """Chunks prepared in parallel, in order, joined to batches."""
     ahead = max(1, prefetch * per_batch)
     if num_threads is None:
-        num_threads = 1 if num_workers else min(16, len(os.sched_getaffinity(0)))
+        num_threads = 1 if num_workers else min(16, _cpus())
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain reads its flags; argparse programs parse none
             flags.FLAGS.mark_as_parsed()
@@ -339,6 +339,12 @@ def _stream(
             yield batching.concatenate(parts)
     finally:
         iterator.close()
+
+
+def _cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: what this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _share(batch_size: int, process_count: int) -> int:

@@ -4,8 +4,8 @@
         --vocab_size 4096 --out captions.model
 
 Ids 0 to 4 are reserved (pad, bos, eos, unk, cls). They are control pieces, which no text encodes
-to: a caption that says "<cls>" becomes ordinary pieces. With byte fallback every text has an
-encoding without unk.
+to: a caption that says "<cls>" becomes ordinary pieces. With byte fallback, the default, every text
+has an encoding without unk.
 """
 
 import argparse
@@ -136,15 +136,18 @@ def train(
     *,
     model_type: str = "unigram",
     character_coverage: float = 0.9995,
+    byte_fallback: bool = True,
     hard_vocab_limit: bool = True,
 ) -> bytes:
-    """Trains a model with byte fallback and the reserved ids; the same captions, the same bytes.
+    """Trains a model with the reserved ids; the same captions give the same bytes.
 
     Args:
       captions: texts, already normalised as the contract will (lower-cased, ...).
-      vocab_size: pieces in all, of which 5 are reserved and 256 are bytes.
+      vocab_size: pieces in all, of which 5 are reserved and, with `byte_fallback`, 256 are bytes.
       model_type: "unigram" or "bpe". On a small corpus BPE finds more whole words.
       character_coverage: the share of the text whose characters get pieces; the rest become bytes.
+      byte_fallback: whether characters without a piece are spelt in bytes; else they become unk,
+        which suits a closed world with a vocabulary below 300.
       hard_vocab_limit: whether fewer pieces than asked for are an error.
 
     Raises:
@@ -161,7 +164,7 @@ def train(
             model_writer=model,
             vocab_size=vocab_size,
             model_type=model_type,
-            byte_fallback=True,
+            byte_fallback=byte_fallback,
             character_coverage=character_coverage,
             hard_vocab_limit=hard_vocab_limit,
             pad_id=0,
@@ -220,6 +223,7 @@ def _run(args: argparse.Namespace) -> str:
         args.vocab_size,
         model_type=args.model_type,
         character_coverage=args.character_coverage,
+        byte_fallback=args.byte_fallback,
         hard_vocab_limit=args.hard_vocab_limit,
     )
     epath.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
@@ -245,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--vocab_size", type=int, required=True)
     parser.add_argument("--model_type", choices=("unigram", "bpe"), default="unigram")
     parser.add_argument("--character_coverage", type=float, default=0.9995)
+    parser.add_argument("--byte_fallback", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--hard_vocab_limit", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--lowercase", action="store_true", help="as the contract does")
     parser.add_argument("--canonicalize", action="store_true", help="as the contract does")

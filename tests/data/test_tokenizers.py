@@ -102,6 +102,15 @@ def test_too_small_a_vocabulary_says_what_is_needed():
     tokenizers.train(CAPTIONS, needed)
 
 
+def test_without_byte_fallback_a_closed_world_needs_few_pieces(tmp_path):
+    path = tmp_path / "small.model"
+    path.write_bytes(tokenizers.train(CAPTIONS, 64, model_type="bpe", byte_fallback=False))
+    tokenizer = SentencePiece(str(path))
+    assert tokenizer.vocab_size == 64
+    assert tokenizer.decode(tokenizer.encode(CAPTIONS[0])) == CAPTIONS[0]
+    assert set(tokenizer.encode("<cls> 日本")) & {0, 1, 2, 3, 4} == {3}
+
+
 @pytest.mark.parametrize("captions", [[], ["", " \n"]])
 def test_no_text(captions):
     with pytest.raises(UserError, match="no text"):
