@@ -18,6 +18,7 @@ BATCH = {
     "image": "[B,H,W,3] uint8 RGB; becomes float inside the model",
     "tokens": "[B,L] int32: bos, words, eos, then pad",
     "token_mask": "[B,L] bool: true from bos to eos",
+    "text_id": "[B] int32: equal for equal tokens",
     "label": "[B] int32 class, where the source has one",
     "mask": "[B] bool: false for the padding rows of a ragged batch",
     "key": "[B] text naming the record; host only",

@@ -8,6 +8,7 @@ its place in the run and on nothing else.
 
 import dataclasses
 import math
+import zlib
 from typing import Any
 
 import grain
@@ -180,7 +181,9 @@ class ChooseCaption(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class Tokenize(grain.transforms.Map):
-    """`tokens` and `token_mask` of a text, by the contract's rules."""
+    """`tokens` and `token_mask` of a text by the contract's rules, and `text_id`, equal for equal
+    tokens (their CRC-32), by which a loss knows the same caption of another image.
+    """
 
     contract: Contract | None = None
     key: str = "caption"
@@ -190,7 +193,8 @@ class Tokenize(grain.transforms.Map):
 
     def map(self, record: Record) -> Record:
         tokens, token_mask = self.contract.text([record[self.key]])
-        return record | {"tokens": tokens[0], "token_mask": token_mask[0]}
+        text_id = zlib.crc32(tokens.tobytes()) - 2**31
+        return record | {"tokens": tokens[0], "token_mask": token_mask[0], "text_id": text_id}
 
 
 Transform = grain.transforms.Map | grain.transforms.RandomMap

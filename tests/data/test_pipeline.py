@@ -108,6 +108,7 @@ def test_a_batch_has_the_documented_keys(reference):
     assert shapes == {
         "image": ((8, 8, 8, 3), "u"),
         "tokens": ((8, 12), "i"),
+        "text_id": ((8,), "i"),
         "token_mask": ((8, 12), "b"),
         "label": ((8,), "i"),
         "key": ((8,), "U"),
