@@ -1,5 +1,6 @@
 """What turns features into the documented outputs: embeddings, temperature, caption logits."""
 
+import functools
 import math
 
 import jax
@@ -16,7 +17,7 @@ def unit(x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
     return x / jnp.sqrt(jnp.maximum((x * x).sum(axis=-1, keepdims=True), 1e-12))
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def clip_above(x: Float[Array, ""], maximum: float | Array) -> Float[Array, ""]:
     """min(x, maximum); at the bound only a gradient that leads back, a positive one, passes.
 
@@ -29,8 +30,9 @@ def _clip_above_forward(x: Array, maximum: float | Array) -> tuple[Array, Array]
     return jnp.minimum(x, maximum), x >= maximum
 
 
-def _clip_above_backward(clipped: Array, gradient: Array) -> tuple[Array, None]:
-    return jnp.where(clipped & (gradient < 0), 0.0, gradient), None
+def _clip_above_backward(maximum: float, clipped: Array, gradient: Array) -> tuple[Array]:
+    del maximum
+    return (jnp.where(clipped & (gradient < 0), 0.0, gradient),)
 
 
 clip_above.defvjp(_clip_above_forward, _clip_above_backward)
