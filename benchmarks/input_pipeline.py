@@ -111,7 +111,7 @@ def rows_of(corpus: str, jpegs: list[bytes], path: str, tokenizer: str) -> list[
     rows = [
         Row(corpus, "", "bare decode", lambda: bare(jpegs, simplejpeg.decode_jpeg, None, "area"))
     ]
-    for kernel in ("bilinear", "area", "bicubic"):
+    for kernel in ("bilinear", "supersample", "area", "bicubic"):
         contract = Contract(tokenizers.SentencePiece(tokenizer), image_size=size, kernel=kernel)
 
         def add(name: str, start: Callable, kernel: str = kernel) -> None:

@@ -118,7 +118,7 @@ class Pipeline:
             pictures of the contract's size and tokens, or a source has no sound record.
         """
         share = _share(batch_size, process_count)
-        chunk = _largest_divisor(share, _CHUNK)
+        chunk = _chunk_size(share)
         prepare = _Prepare(_Records(tuple(self.sources)), self._bound(contract), self.cache)
         rows = self._order(seed).random_map(prepare, seed=_seed(seed, "augmentation"))
         stack = functools.partial(batching.stack, contract=contract, keep=self.keep)
@@ -170,7 +170,7 @@ def examples(
       UserError: `batch_size` is not divisible by the hosts, or no record is sound.
     """
     share = _share(batch_size, process_count)
-    chunk = _largest_divisor(share, _CHUNK)
+    chunk = _chunk_size(share)
     steps = -(-len(source) // batch_size)
     rows = grain.MapDataset.range(steps * batch_size).map(_Examine(source, contract))
     chunks = grain.MapDataset.range(steps * (share // chunk)).map(
@@ -184,7 +184,7 @@ def examples(
         seen += int((batch["mask"] | (batch["bad_index"] >= 0)).sum())
         sound += int(batch["mask"].sum())
         yield batch
-    if seen and not sound:
+    if seen and not sound and process_count == 1:  # one host alone must not leave the others
         raise UserError(f"none of the {seen} records is usable; the first is {source.where(0)}")
 
 
@@ -355,8 +355,10 @@ def _share(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
+def _chunk_size(share: int) -> int:
+    """The largest divisor up to _CHUNK; all rows at once if that is too small to be worth it."""
+    size = next(d for d in range(min(share, _CHUNK), 0, -1) if share % d == 0)
+    return size if size >= _CHUNK // 4 else share
 
 
 def _seed(seed: int, purpose: str) -> int:

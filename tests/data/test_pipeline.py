@@ -145,8 +145,9 @@ def test_starting_late_costs_nothing(source, contract):
     assert time.perf_counter() - started < 5
 
 
-def test_chunks_do_not_show(source, contract, reference, monkeypatch):
-    monkeypatch.setattr("big_mm.data.pipeline._CHUNK", 3)
+@pytest.mark.parametrize("chunk", [2, 4, 30])
+def test_chunks_do_not_show(source, contract, reference, monkeypatch, chunk):
+    monkeypatch.setattr("big_mm.data.pipeline._CHUNK", chunk)
     assert_equal(take(Pipeline(source, transforms=AUGMENT).batches(contract, 8, 7), 12), reference)
 
 
@@ -309,6 +310,12 @@ def test_evaluation_sees_every_sound_record_once_in_order(damaged, contract, hos
     assert rows == [(f"k{i}", features(i)["caption"], i) for i in sound]
     bad = np.concatenate([p["bad_index"] for part in parts for p in part])
     assert sorted(bad[bad >= 0]) == [3, 4, 9, 11]
+
+
+def test_evaluation_without_one_sound_record(folder, contract):
+    source = write(folder / "dead.tfrecord", [features(i, image=b"x") for i in range(5)])
+    with pytest.raises(UserError, match="none of the 5 records .*dead.tfrecord"):
+        list(evaluation_batches(source, contract, 4))
 
 
 def test_evaluation_passes_extra_features(folder, contract):
