@@ -29,7 +29,8 @@ from big_mm.spec import UserError
 
 CONFIG, TOKENIZER, MANIFEST = "config.json", "tokenizer.model", "manifest.json"
 _FILES = "files"
-_SHOWN = 12
+# Of an error's lines, and of the letters in a message of Orbax, which runs to pages.
+_SHOWN, _LONGEST = 12, 300
 
 # {item: {path: array, or shape with sharding}}: a training state as it is stored.
 Items = dict[str, dict[str, Any]]
@@ -204,15 +205,16 @@ def load_params(
     return trees.unflatten(read_params(folder, wanted, which))
 
 
-def parameter_shapes(folder: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
+def parameter_shapes(folder: epath.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
     """{path: shape and type} of a checkpoint's parameters, without reading them."""
-    return _shapes(_manifest_or_error(folder), "params")
+    return _shapes(_manifest_or_error(epath.Path(folder)), "params")
 
 
 def read_params(
-    folder: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct], which: str
+    folder: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct], which: str
 ) -> dict[str, jax.Array]:
     """The parameters {path: shape with sharding} of one step folder; see `load_params`."""
+    folder = epath.Path(folder)
     manifest = _manifest_or_error(folder)
     averaged = _shapes(manifest, "ema") if which == "ema" else {}
     try:
@@ -232,7 +234,8 @@ def _read_item(
         with ocp.StandardCheckpointer() as reader:
             nested = reader.restore(folder / name, trees.unflatten(wanted))
     except Exception as error:  # Orbax and TensorStore have many ways to say "unreadable".
-        raise _Damaged(f"{name}/ cannot be read: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:_LONGEST]
+        raise _Damaged(f"{name}/ cannot be read: {reason}") from error
     flat = trees.flatten(nested)
     for path, digest in trees.digest(flat).items():
         if digest != manifest["leaves"][f"{name}/{path}"]["digest"]:

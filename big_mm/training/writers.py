@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import rich.console
 import rich.progress
@@ -75,7 +76,7 @@ class MetricsWriter:
         temporary.replace(self._path)
 
 
-def read_metrics(workdir: epath.PathLike) -> list[dict[str, float]]:
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The lines of a workdir's metrics.jsonl; a last line that was cut off is left out."""
     lines = []
     for line in (epath.Path(workdir) / METRICS).read_text().splitlines():

@@ -1,21 +1,28 @@
-"""A tiny run on shards of coloured squares, as a config, and what tests do with it."""
+"""A tiny run on shards of coloured squares, as a config, and what tests look at afterwards."""
 
+import dataclasses
 import io
 import json
+import os
 import pathlib
+import signal
 
 import numpy as np
 from PIL import Image
 
 from big_mm import spec, trees
 from big_mm.data import examples, pipeline, records
+from big_mm.losses import captioning, contrastive
+from big_mm.objectives.base import Weighted
 from big_mm.training import checkpoint, loop, optimizer, run, schedules, writers
 from tests import tiny
+from tests.training import toy
 
 RECORDS = 64
+STEPS = 6
 
 
-def shards(directory: pathlib.Path) -> str:
+def shards(directory: pathlib.Path, damaged: int = 0) -> str:
     """RECORDS noisy pictures whose captions say their colour; returns the pattern."""
     rng = np.random.default_rng(0)
     colours = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220], [220, 220, 220]])
@@ -24,21 +31,52 @@ def shards(directory: pathlib.Path) -> str:
         pixels = colours[i % 4] + rng.integers(-20, 20, (tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3))
         file = io.BytesIO()
         Image.fromarray(pixels.astype(np.uint8)).save(file, "png")
+        image = b"no picture" if i < damaged else file.getvalue()
         text = tiny.TEXTS[4 * (i % 4) + i // 4 % 4] + " and a ring" * (i % 3)
-        return examples.encode({"image": file.getvalue(), "caption": text, "key": f"k{i}"})
+        return examples.encode({"image": image, "caption": text, "key": f"k{i}"})
 
     records.write_shards(map(record, range(RECORDS)), str(directory / "train@2.tfrecord"))
     return str(directory / "train*")
 
 
-def config(directory: pathlib.Path, **options):
-    """A run of 6 steps of 16 rows, a checkpoint every 2, in a few seconds."""
-    directory.mkdir(exist_ok=True)
-    made = tiny.config(directory)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Faulty(Weighted):
+    """Before step `at` + 1, and only while the file `marker` does not exist, something happens."""
+
+    at: int = 0
+    marker: str = ""
+    signal: int = signal.SIGKILL
+
+    def prepare(self, state, batch):
+        marker = pathlib.Path(self.marker)
+        if int(state.step) == self.at and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), self.signal)
+        return batch
+
+
+def config(directory: pathlib.Path, model=None, fault=None, damaged: int = 0, **options):
+    """A run of STEPS steps of 16 rows, with a checkpoint every 2, in a few seconds.
+
+    Args:
+      model: from a vocabulary to a model's spec; the toy by default.
+      fault: arguments of `Faulty`.
+    """
+    directory.mkdir(exist_ok=True, parents=True)
+    made = tiny.config(directory, model or (lambda size: spec.spec(toy.Model, vocab_size=size)))
+    objective = spec.spec(
+        Faulty,
+        model=made.objective.model,
+        losses={
+            "contrastive": spec.spec(contrastive.Softmax),
+            "captioning": spec.spec(captioning.CrossEntropy),
+        },
+        **({"signal": int(fault.pop("signal"))} | fault if fault else {"at": -1}),
+    )
     defaults = {
         "data": spec.spec(
             pipeline.Pipeline,
-            sources=(spec.spec(records.TFRecordSource, shards=shards(directory)),),
+            sources=(spec.spec(records.TFRecordSource, shards=shards(directory, damaged)),),
             num_threads=2,
         ),
         "optimizer": spec.spec(
@@ -47,14 +85,13 @@ def config(directory: pathlib.Path, **options):
             schedule=spec.spec(schedules.WarmupCosine, warmup=2),
             weight_decay=0.1,
         ),
-        "steps": 6,
+        "steps": STEPS,
         "batch_size": 16,
         "log_every": 1,
+        "ema": 0.9,
         "checkpoint": spec.spec(checkpoint.Checkpoints, every=2, keep=3),
     }
-    return spec.spec(
-        run.Run, objective=made.objective, contract=made.contract, **(defaults | options)
-    )
+    return spec.spec(run.Run, objective=objective, contract=made.contract, **(defaults | options))
 
 
 def train(made, workdir: pathlib.Path) -> dict[str, float]:
@@ -65,7 +102,7 @@ def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
     return [(int(line["step"]), line["loss"]) for line in writers.read_metrics(workdir)]
 
 
-def digests(workdir: pathlib.Path, step: int) -> dict[str, int]:
+def digests(workdir: pathlib.Path, step: int = STEPS) -> dict[str, int]:
     """The checksums of everything that a step's checkpoint holds."""
     file = workdir / "checkpoints" / str(step) / "files" / checkpoint.MANIFEST
     return {path: leaf["digest"] for path, leaf in json.loads(file.read_text())["leaves"].items()}

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 
 from big_mm import mesh as mesh_lib
 from big_mm import trees
@@ -17,8 +16,9 @@ from big_mm.spec import UserError
 from big_mm.training import optimizer, step
 from big_mm.training import state as states
 from big_mm.types import Aux, Mean
+from tests.training.toy import Model
 
-ROWS, LENGTH, VOCABULARY, WIDTH = 16, 8, 50, 8
+ROWS, LENGTH, VOCABULARY = 16, 8, 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,31 +27,6 @@ class Sgd(optimizer.Optimizer):
 
     def direction(self):
         return optax.identity()
-
-
-class Tower(nn.Module):
-    """Pixels to a vector."""
-
-    @nn.compact
-    def __call__(self, image):
-        x = image.reshape(len(image), -1) / 255.0
-        x = nn.LayerNorm(name="norm")(nn.Dense(32, name="in")(x))
-        return nn.Dense(WIDTH, name="out")(nn.tanh(x))
-
-
-class Model(nn.Module):
-    """The least that has images, tokens and the documented outputs; compiles in no time."""
-
-    @nn.compact
-    def __call__(self, rows, train=False):
-        image = Tower(name="image")(rows["image"])
-        words = nn.Embed(VOCABULARY, WIDTH, name="text")(rows["tokens"])
-        return {
-            "image_embedding": image,
-            "text_embedding": words.mean(1),
-            "caption_logits": nn.Dense(VOCABULARY, name="head")(words + image[:, None]),
-            "logit_scale": jnp.exp(self.param("log_scale", nn.initializers.zeros, ())),
-        }
 
 
 def batch(seed: int = 0) -> dict:
@@ -63,7 +38,7 @@ def batch(seed: int = 0) -> dict:
 
 
 def captioner(**options) -> Weighted:
-    return Weighted(Model(), {"captioning": captioning.CrossEntropy()}, **options)
+    return Weighted(Model(VOCABULARY), {"captioning": captioning.CrossEntropy()}, **options)
 
 
 def start(objective, chosen, *, ema: bool = False) -> states.State:
@@ -120,7 +95,7 @@ def test_carry_comes_back_in_the_batch_order():
         def update_extra(self, extra, params, aux):
             return {"rows": aux.carry["rows"], "mean": aux.carry["mean"].compute()}
 
-    objective = Carrying(Model(), {"counting": CountingLoss()})
+    objective = Carrying(Model(VOCABULARY), {"counting": CountingLoss()})
     chosen = Sgd(learning_rate=0.1)
     rows = batch() | {"label": np.arange(ROWS, dtype=np.int32)}
     new, _ = update(objective, chosen, accumulate=4)(start(objective, chosen), rows)
@@ -129,7 +104,7 @@ def test_carry_comes_back_in_the_batch_order():
 
 
 def test_coupled_terms_refuse_accumulation():
-    objective = Weighted(Model(), {"contrastive": contrastive.Softmax()})
+    objective = Weighted(Model(VOCABULARY), {"contrastive": contrastive.Softmax()})
     objective.check_accumulation(1)
     with pytest.raises(UserError, match="contrastive.*another loss"):
         objective.check_accumulation(2)
@@ -188,7 +163,7 @@ class Poisoned(Weighted):
 
 
 def test_a_bad_step_changes_nothing_but_the_counters():
-    objective = Poisoned(Model(), {"captioning": captioning.CrossEntropy()})
+    objective = Poisoned(Model(VOCABULARY), {"captioning": captioning.CrossEntropy()})
     chosen = optimizer.AdamW(learning_rate=0.1)
     run = update(objective, chosen, ema=0.9, max_grad_norm=1e3)
 
@@ -231,7 +206,7 @@ def test_damaged_rows_are_counted_and_not_shown_to_the_objective():
             assert "bad" not in rows
             return super().loss(params, extra, rows, rng)
 
-    objective = Strict(Model(), {"captioning": captioning.CrossEntropy()})
+    objective = Strict(Model(VOCABULARY), {"captioning": captioning.CrossEntropy()})
     chosen = Sgd(learning_rate=0.1)
     run = update(objective, chosen)
     state = start(objective, chosen)
@@ -243,7 +218,7 @@ def test_damaged_rows_are_counted_and_not_shown_to_the_objective():
 def test_weights_multiply_the_terms():
     both = {"a": captioning.CrossEntropy(), "b": captioning.CrossEntropy()}
     chosen = Sgd(learning_rate=0.1)
-    objective = Weighted(Model(), both, {"b": 2.0})
+    objective = Weighted(Model(VOCABULARY), both, {"b": 2.0})
     _, metrics = update(objective, chosen)(start(objective, chosen), batch())
     np.testing.assert_allclose(
         metrics["loss"], metrics["loss/a"] + 2 * metrics["loss/b"], rtol=1e-6

@@ -1,0 +1,200 @@
+"""Whole runs: interruption, devices, damaged data, divergence, evaluation, what is written."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from big_mm import spec, trees
+from big_mm.evaluators import base as evaluators
+from big_mm.mesh import MeshConfig
+from big_mm.spec import UserError
+from big_mm.training import checkpoint, loop, optimizer, writers
+from tests.training import runs
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of the toy on eight devices."""
+    directory = tmp_path_factory.mktemp("whole")
+    runs.train(runs.config(directory), directory / "run")
+    return directory / "run"
+
+
+def test_sigterm_saves_and_the_continued_run_is_the_uninterrupted_one(whole, tmp_path):
+    fault = {"at": 2, "marker": str(tmp_path / "marker"), "signal": signal.SIGTERM}
+    made = runs.config(tmp_path, fault=fault)
+    before = signal.getsignal(signal.SIGTERM)
+    assert runs.train(made, tmp_path / "run") == {}
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert [step for step, _ in runs.losses(tmp_path / "run")] == [1, 2, 3]
+    assert checkpoint.find_checkpoint(tmp_path / "run").name == "3"
+    runs.train(made, tmp_path / "run")
+    assert runs.digests(tmp_path / "run") == runs.digests(whole)
+    assert runs.losses(tmp_path / "run") == runs.losses(whole)
+
+
+def in_process(directory: pathlib.Path, name: str, **environment) -> subprocess.CompletedProcess:
+    """Trains directory/config.json in a process of its own; a user's would see one device."""
+    program = (
+        "import sys, pathlib; from big_mm import spec; from big_mm.training import loop\n"
+        "text = pathlib.Path(sys.argv[1]).read_text()\n"
+        "loop.train(spec.from_json(text, trusted=('big_mm', 'tests')), sys.argv[2])\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, str(directory / "config.json"), str(directory / name)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_sigkill_while_saving_and_the_continued_run_is_the_uninterrupted_one(whole, tmp_path):
+    fault = {"at": 4, "marker": str(tmp_path / "marker"), "signal": signal.SIGKILL}
+    (tmp_path / "config.json").write_text(spec.to_json(runs.config(tmp_path, fault=fault)))
+    # The save of step 4 has just begun: it may or may not have been committed.
+    killed = in_process(tmp_path, "run", JAX_NUM_CPU_DEVICES="8")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    continued = in_process(tmp_path, "run", JAX_NUM_CPU_DEVICES="8")
+    assert continued.returncode == 0, continued.stderr
+    assert runs.digests(tmp_path / "run") == runs.digests(whole)
+    assert runs.losses(tmp_path / "run") == runs.losses(whole)
+
+
+def test_one_device_gives_the_losses_of_eight(whole, tmp_path):
+    assert jax.device_count() == 8
+    (tmp_path / "config.json").write_text(spec.to_json(runs.config(tmp_path)))
+    done = in_process(tmp_path, "run", JAX_NUM_CPU_DEVICES="1")
+    assert done.returncode == 0, done.stderr
+    one, eight = (np.array(runs.losses(folder)) for folder in (tmp_path / "run", whole))
+    np.testing.assert_allclose(one, eight, rtol=2e-5)
+
+
+def test_sharded_parameters_give_the_same_losses_and_restore_onto_another_mesh(whole, tmp_path):
+    fault = {"at": 3, "marker": str(tmp_path / "marker"), "signal": signal.SIGTERM}
+    rules = (("text/embedding", (None, "tensor")),)
+    mesh = spec.spec(MeshConfig, data=2, fsdp=2, tensor=2, rules=rules)
+    made = runs.config(tmp_path, fault=dict(fault), mesh=mesh)
+    runs.train(made, tmp_path / "run")
+    made = runs.config(tmp_path, fault=dict(fault), mesh=spec.spec(MeshConfig, data=1, fsdp=8))
+    runs.train(made, tmp_path / "run")
+    np.testing.assert_allclose(runs.losses(tmp_path / "run"), runs.losses(whole), rtol=2e-5)
+
+
+def test_moments_and_averages_lie_like_their_parameters(tmp_path):
+    from big_mm.training.run import prepare
+
+    mesh = spec.spec(MeshConfig, data=2, fsdp=4)
+    run = spec.build(runs.config(tmp_path, mesh=mesh))
+    state = prepare(run, loop.open_data(run, 0)[0]).state
+    found = {
+        path: leaf.sharding.spec
+        for path, leaf in trees.flatten(state).items()
+        if path.endswith("image/in/kernel")
+    }
+    assert len(found) == 4, "the parameter, two moments, the average"
+    assert set(found.values()) == {jax.sharding.PartitionSpec("fsdp", None)}
+
+
+def test_each_line_has_the_terms_their_baselines_and_the_rates(whole):
+    lines = writers.read_metrics(whole)
+    for line in lines:
+        assert line["baseline/contrastive"] == math.log(16)
+        assert line["baseline/captioning"] == math.log(300)
+        total = line["loss/contrastive"] + line["loss/captioning"]
+        assert line["loss"] == pytest.approx(total, rel=1e-6)
+        assert line["skipped"] == line["data/bad"] == 0
+        assert {"grad_norm", "param_norm", "update_norm", "learning_rate"} <= line.keys()
+    rates = [line["learning_rate"] for line in lines]
+    cosine = [0.5 * (1 + math.cos(math.pi * max(step - 2, 0) / 4)) for step in range(6)]
+    expected = [3e-3 * c * min(1, (i + 1) / 2) for i, c in enumerate(cosine)]
+    assert rates == pytest.approx(expected, rel=1e-5)
+    assert list((whole / "tensorboard").iterdir())
+
+
+def test_damaged_records_are_counted_named_and_limited(tmp_path, caplog):
+    made = runs.config(tmp_path, damaged=3, max_bad_share=0.5)
+    runs.train(made, tmp_path / "run")
+    last = writers.read_metrics(tmp_path / "run")[-1]
+    assert 3 <= last["data/bad"] <= 6
+    named = [r.getMessage() for r in caplog.records if "undecodable_image" in r.getMessage()]
+    assert len(named) >= 3 and all(".tfrecord" in line for line in named)
+    # 4 in 1,000 rows is the least that more than a share of 0.003 can be.
+    with pytest.raises(UserError, match="damaged records by step.*max_bad_share=0.003"):
+        runs.train(runs.config(tmp_path, damaged=32, max_bad_share=0.003), tmp_path / "other")
+
+
+def test_a_diverged_run_stops_and_names_its_records(tmp_path, caplog):
+    made = runs.config(tmp_path, max_skipped=3)
+    made.optimizer = spec.spec(optimizer.AdamW, learning_rate=float("1e30"), clip_norm=None)
+    with pytest.raises(UserError, match="3 updates in a row were skipped.*diverged"):
+        runs.train(made, tmp_path / "run")
+    skipped = [r.getMessage() for r in caplog.records if "skipped: loss" in r.getMessage()]
+    assert len(skipped) == 3 and "its records: k" in skipped[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe(evaluators.Evaluator):
+    """Reports which parameters it was given."""
+
+    fail_at: int = -1
+    marker: str = ""
+
+    def run(self, predictor: Any, step: int) -> dict[str, float]:
+        marker = pathlib.Path(self.marker)
+        if step == self.fail_at and not marker.exists():
+            marker.touch()
+            raise RuntimeError("the machine went away")
+        embedding = trees.flatten(predictor.params)["text/embedding"]
+        return {"sum": float(np.abs(np.asarray(embedding)).sum()), "step": float(step)}
+
+
+def test_evaluations_run_when_due_on_the_averaged_parameters(tmp_path):
+    probe = spec.spec(Probe)
+    made = runs.config(tmp_path, evaluators={"probe": probe}, eval_every=2)
+    final = runs.train(made, tmp_path / "run")
+    lines = {int(line["step"]): line for line in writers.read_metrics(tmp_path / "run")}
+    assert [step for step, line in lines.items() if "probe/step" in line] == [2, 4, 6]
+    assert all(lines[step]["probe/step"] == step for step in (2, 4, 6))
+    assert json.loads((tmp_path / "run" / loop.EVALUATION).read_text()) == final
+    average = np.abs(runs.params(tmp_path / "run", "ema")["text/embedding"]).sum()
+    assert final["probe/sum"] == pytest.approx(average, rel=1e-6)
+    latest = np.abs(runs.params(tmp_path / "run", "params")["text/embedding"]).sum()
+    assert abs(latest - average) > 1e-3
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_an_evaluation_that_died_is_made_up_for(tmp_path, step):
+    probe = spec.spec(Probe, fail_at=step, marker=str(tmp_path / "marker"))
+    made = runs.config(tmp_path, evaluators={"probe": probe}, eval_every=2)
+    with pytest.raises(RuntimeError, match="went away"):
+        runs.train(made, tmp_path / "run")
+    runs.train(made, tmp_path / "run")
+    lines = writers.read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert [line["step"] for line in lines if "probe/sum" in line] == [2, 4, 6]
+
+
+def test_a_profile_is_traced_on_request(tmp_path):
+    runs.train(runs.config(tmp_path, profile=(2, 3)), tmp_path / "run")
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_finished_run_cannot_be_shortened(whole, tmp_path):
+    made = spec.from_json((whole / "config.json").read_text(), trusted=("big_mm", "tests"))
+    made.steps = 4
+    with pytest.raises(UserError, match="is at step 6, past the steps=4"):
+        runs.train(made, whole)
