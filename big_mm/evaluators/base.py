@@ -171,7 +171,7 @@ def run_all(
       UserError: an evaluator cannot work with this model or data; the message names it.
     """
     metrics: dict[str, float] = {}
-    for name, evaluator in evaluators.items():
+    for order, (name, evaluator) in enumerate(evaluators.items()):
         announce(name)
         try:
             result = evaluator.run_with_artifacts(predictor, step)
@@ -180,31 +180,37 @@ def run_all(
         values = {key: float(value) for key, value in result.metrics.items()}
         metrics |= {f"{name}/{key}": value for key, value in values.items()}
         if workdir is not None and jax.process_index() == 0:
-            about = {key: dataclasses.asdict(value) for key, value in evaluator.about.items()}
-            _store(epath.Path(workdir), name, step, values, about, result.artifacts)
+            content = {
+                "order": order,
+                "step": step,
+                "metrics": values,
+                "about": describe(evaluator),
+                "artifacts": result.artifacts,
+            }
+            _store(epath.Path(workdir), name, content)
     return metrics
 
 
-def _store(
-    workdir: epath.Path,
-    name: str,
-    step: int,
-    metrics: dict[str, float],
-    about: dict[str, Any],
-    artifacts: dict[str, Any],
-) -> None:
+def describe(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
+    """The fields of `About` of each metric, for JSON."""
+    return {metric: dataclasses.asdict(about) for metric, about in evaluator.about.items()}
+
+
+def _store(workdir: epath.Path, name: str, content: dict[str, Any]) -> None:
     folder = workdir / ARTIFACTS
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"step": step, "metrics": metrics, "about": about, "artifacts": artifacts}
     temporary = folder / f".{name}.json"
     temporary.write_text(json.dumps(content))
     temporary.replace(folder / f"{name}.json")
 
 
 def load_artifacts(workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
-    """What `run_all` stored, by evaluator: `step`, `metrics`, `about`, `artifacts`."""
+    """What `run_all` stored, by evaluator in the order of the run: `step`, `metrics`, `about`,
+    `artifacts`.
+    """
     folder = epath.Path(workdir) / ARTIFACTS
     if not folder.exists():
         return {}
-    files = sorted(p for p in folder.iterdir() if p.suffix == ".json" and p.name[0] != ".")
-    return {path.stem: json.loads(path.read_text()) for path in files}
+    files = [p for p in folder.iterdir() if p.suffix == ".json" and p.name[0] != "."]
+    stored = {path.stem: json.loads(path.read_text()) for path in files}
+    return dict(sorted(stored.items(), key=lambda item: (item[1]["order"], item[0])))

@@ -42,16 +42,16 @@ class SceneAccuracy:
 
     about: ClassVar[dict[str, About]] = {
         "exact": About(
-            "exact attributes",
+            "Exact attributes",
             "captions that name every object's colour and shape and the right number of each",
             headline=True,
         ),
-        "true": About("true", "captions that say at least one thing and nothing false"),
-        "colours": About("colours", "captions that name exactly the colours in the image"),
-        "shapes": About("shapes", "captions that name exactly the shapes in the image"),
-        "counts": About("counts", "captions whose numbers are those of the groups in the image"),
-        "precision": About("precision", "of the groups a caption names, those that are there"),
-        "recall": About("recall", "of the groups in the image, those the caption names"),
+        "true": About("Nothing false", "captions that say at least one thing and nothing false"),
+        "colours": About("Colours", "captions that name exactly the colours in the image"),
+        "shapes": About("Shapes", "captions that name exactly the shapes in the image"),
+        "counts": About("Counts", "captions whose numbers are those of the groups in the image"),
+        "precision": About("Precision", "of the groups a caption names, those that are there"),
+        "recall": About("Recall", "of the groups in the image, those the caption names"),
     }
 
     def __call__(self, prediction: str, record: Mapping[str, Any]) -> dict[str, float]:
@@ -164,8 +164,8 @@ _ABOUT = {
         headline=True,
     ),
     "rouge_l": About("ROUGE-L", "longest common run of words with a reference", unit="score"),
-    "distinct": About("distinct captions", "different captions among all; low when it repeats"),
-    "words": About("words", "mean length of a caption", unit="score"),
+    "distinct": About("Distinct captions", "different captions among all; low when it repeats"),
+    "words": About("Words", "mean length of a caption", unit="score"),
 } | {
     f"bleu{n}": About(f"BLEU-{n}", f"runs of up to {n} words shared with a reference", unit="score")
     for n in (1, 2, 3, 4)

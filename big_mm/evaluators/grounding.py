@@ -35,20 +35,20 @@ class GroundingGap(base.Evaluator):
 
     about: ClassVar[dict[str, About]] = {
         "gap": About(
-            "grounding gap",
+            "Grounding gap",
             "how much better the true image explains a caption than another image does, "
             "in nats a token",
             unit="nats",
             headline=True,
         ),
         "preferred": About(
-            "true image preferred", "captions that the true image makes likelier than another one"
+            "True image preferred", "captions that the true image makes likelier than another one"
         ),
         "loss": About(
-            "caption loss", "minus log-probability of a token", "nats", lower_is_better=True
+            "Caption loss", "minus log-probability of a token", "nats", lower_is_better=True
         ),
         "loss_shuffled": About(
-            "caption loss, other image", "the same with another record's image", "nats"
+            "Caption loss, other image", "the same with another record's image", "nats"
         ),
     }
 

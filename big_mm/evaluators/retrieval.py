@@ -14,20 +14,28 @@ from big_mm.predictor import Predictor
 
 _SHOWN = 6  # right and wrong queries of each direction
 _SHOWN_RESULTS = 3
-_DIRECTIONS = {
-    "image_to_text": "images for which one of their own captions is among the {k} nearest captions",
-    "text_to_image": "captions for which their own image is among the {k} nearest images",
-}
+_KNOWN_KS = (1, 5, 10, 50, 100)
 
 
 def _about() -> dict[str, About]:
-    return {
-        f"{direction}_r@{k}": About(
-            f"{direction.replace('_', ' ')} R@{k}", text.format(k=k), headline=k in (1, 5, 10)
-        )
-        for direction, text in _DIRECTIONS.items()
-        for k in (1, 5, 10, 50, 100)
-    }
+    made = {}
+    for k in _KNOWN_KS:
+        text, image = "is the nearest caption", "is the nearest image"
+        if k > 1:
+            text, image = f"is among the {k} nearest captions", f"is among the {k} nearest images"
+        made |= {
+            f"image_to_text_r@{k}": About(
+                f"Image to text R@{k}",
+                f"images for which a caption of their own {text} of all",
+                headline=k <= 10,
+            ),
+            f"text_to_image_r@{k}": About(
+                f"Text to image R@{k}",
+                f"captions for which their own image {image} of all",
+                headline=k <= 10,
+            ),
+        }
+    return dict(sorted(made.items(), key=lambda item: item[0].split("@")[0]))
 
 
 @dataclasses.dataclass(frozen=True)

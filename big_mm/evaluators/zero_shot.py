@@ -14,8 +14,8 @@ from big_mm.metrics import recall
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
 
-_SHOWN_CONFUSIONS = 12
-_SHOWN_MISTAKES = 12
+_SHOWN_CONFUSIONS = 8
+_SHOWN_MISTAKES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +44,12 @@ class ZeroShot(base.Evaluator):
 
     about: ClassVar[dict[str, About]] = {
         "accuracy": About(
-            "zero-shot accuracy",
+            "Zero-shot accuracy",
             "images whose own class name is the nearest of all class names",
             headline=True,
         ),
         "top5": About(
-            "zero-shot top 5", "images whose own class name is among the five nearest class names"
+            "Zero-shot top 5", "images whose own class name is among the five nearest class names"
         ),
     }
 

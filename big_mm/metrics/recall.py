@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from big_mm.spec import UserError
+
 _INDEX_BITS = 31
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
 
@@ -39,11 +41,12 @@ def rank(
     float32, so that equal vectors tie wherever they stand in a matrix product.
 
     Raises:
-      ValueError: an embedding is not finite, or a query has no right item.
+      UserError: an embedding is not finite, as those of a diverged model.
+      ValueError: a query has no right item.
     """
     for name, vectors in (("query", queries), ("gallery", gallery)):
         if not np.isfinite(vectors).all():
-            raise ValueError(f"{name} embeddings hold values that are not finite")
+            raise UserError(f"{name} embeddings are not finite: the model has diverged")
     if not (present := np.isin(query_ids, item_ids)).all():
         raise ValueError(f"query {int(np.argmin(present))} has no right item in the gallery")
     if len(gallery) > _INDEX_MASK:

@@ -1,0 +1,122 @@
+"""Scores a checkpoint with the evaluators of its own config, or of another one.
+
+    python -m big_mm.evaluate --checkpoint runs/quickstart
+    python -m big_mm.evaluate --checkpoint runs/quickstart/checkpoints/900 --only zero_shot
+    python -m big_mm.evaluate --checkpoint ... --config configs/coca.py --out scores.json
+
+The numbers are those that training gave at that step. --config (a run, or a config with just
+`evaluators`) says what to score, not how: pictures and texts are prepared as the checkpoint's own
+contract says, and a config with another contract is refused.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+from absl import logging
+from etils import epath
+
+import big_mm
+from big_mm import mesh, report, spec
+from big_mm.evaluators import base
+from big_mm.predictor import Predictor
+from big_mm.spec import UserError
+from big_mm.training import checkpoint
+
+
+def evaluate(
+    directory: epath.PathLike,
+    config: ml_collections.ConfigDict | None = None,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    workdir: epath.PathLike | None = None,
+) -> tuple[dict[str, float], list[report.Row]]:
+    """The metrics of a checkpoint by name, and the same as rows for people.
+
+    Args:
+      directory: as `big_mm.load` takes it.
+      config: what to score; None: the checkpoint's own config.
+      overrides: `--config.key=value` arguments.
+      only: names of evaluators; default: all.
+      workdir: where to put evaluation.json, artifacts and report.html.
+
+    Raises:
+      UserError: no checkpoint, no such evaluator, another contract, or an evaluator's own refusal.
+    """
+    stored = checkpoint.load_config(directory) if config is None else None
+    chosen = stored if config is None else config
+    spec.override(chosen, overrides)
+    evaluators = _evaluators(chosen, only)
+    predictor = big_mm.load(directory)
+    if config is not None:
+        _check_contract(config, predictor)
+    step = _step(directory)
+    metrics = base.run_all(
+        evaluators, predictor, step, workdir, lambda name: logging.info("evaluating %s", name)
+    )
+    if workdir is not None and jax.process_index() == 0:
+        text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
+        (epath.Path(workdir) / report.EVALUATION).write_text(text)
+        report.write(workdir)
+    about = {name: base.describe(evaluator) for name, evaluator in evaluators.items()}
+    return metrics, report.rows(metrics, about)
+
+
+def _evaluators(config: ml_collections.ConfigDict, only: Sequence[str]) -> dict[str, Any]:
+    """The evaluators of a config that were asked for, built."""
+    there = config.get("evaluators") or {}
+    if not there:
+        raise UserError("the config has no evaluators: give another one by --config FILE.py")
+    if unknown := [name for name in only if name not in there]:
+        raise UserError(f"no evaluator {unknown[0]!r}: the config has {', '.join(there)}")
+    return {name: spec.build(there[name]) for name in only or there}
+
+
+def _check_contract(config: ml_collections.ConfigDict, predictor: Predictor) -> None:
+    if config.get("contract") is not None:
+        predictor.contract.check_same(spec.build(config.contract))
+
+
+def _step(directory: epath.PathLike) -> int:
+    """The step of a checkpoint; 0 for exported parameters."""
+    name = checkpoint.find_checkpoint(directory).name
+    return int(name) if name.isdigit() else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m big_mm.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--config.KEY=VALUE sets a key of the config, at any depth.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir or checkpoint")
+    parser.add_argument("--config", metavar="FILE.py[:ARG]", help="default: the checkpoint's own")
+    parser.add_argument("--only", default="", metavar="NAME,...", help="evaluators to run")
+    parser.add_argument("--out", metavar="FILE", help="write the metrics as JSON")
+    parser.add_argument("--workdir", metavar="DIR", help="write a report there")
+    arguments, overrides = parser.parse_known_args(argv)
+    logging.set_verbosity(logging.INFO)
+    try:
+        mesh.init_distributed()
+        config = spec.load_config(arguments.config) if arguments.config else None
+        only = tuple(filter(None, arguments.only.split(",")))
+        metrics, rows = evaluate(arguments.checkpoint, config, overrides, only, arguments.workdir)
+        if jax.process_index() == 0:
+            report.print_table(rows)
+            if arguments.out:
+                text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
+                epath.Path(arguments.out).write_text(text)
+    except (UserError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
