@@ -99,12 +99,14 @@ def examples(
 ) -> Iterator[dict[str, Any]]:
     """Batches of the sound records of a source (of its first `limit`), without any padding row.
 
-    Keys as `pipeline.examples`; the batches may be smaller than `batch_size`, never empty.
+    Keys as `pipeline.examples`, and `index`: the record's number in the source. The batches may be
+    smaller than `batch_size`, never empty.
     """
     if limit is not None and limit < len(source):
         source = View(source, range(limit))
-    for batch in pipeline.examples(source, contract, batch_size):
+    for number, batch in enumerate(pipeline.examples(source, contract, batch_size)):
         rows = np.flatnonzero(batch["mask"])
+        batch["index"] = number * batch_size + np.arange(len(batch["mask"]))
         if len(rows):
             yield {
                 key: value[rows] if isinstance(value, np.ndarray) else [value[i] for i in rows]
@@ -143,6 +145,11 @@ def _values(value: Any) -> list[Any]:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def picture_of(source: Source, contract: Contract, index: int) -> str:
+    """The prepared picture of a record, as `picture`."""
+    return picture(contract.image(source[index]["image"]))
 
 
 def picture(image: UInt8[np.ndarray, "height width 3"]) -> str:

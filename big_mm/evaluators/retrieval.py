@@ -1,6 +1,7 @@
 """Finding the text of an image and the image of a text."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,13 +77,13 @@ class Retrieval(base.Evaluator):
           UserError: a record without captions, or a model without embeddings.
         """
         embeddings, texts = [], []
-        pictures: list[np.ndarray] = []
+        index: list[int] = []
         for batch in base.examples(self.source, predictor.contract, self.batch_size, self.limit):
             embeddings.append(predictor.encode_image(batch["image"]))
             texts += [
                 row[: self.captions_per_image] for row in base.captions_of(batch, self.captions)
             ]
-            pictures += list(batch["image"])
+            index += batch["index"].tolist()
         image = np.concatenate(embeddings)
         flat = [caption for captions in texts for caption in captions]
         text = predictor.encode_text([self.prefix + caption for caption in flat])
@@ -100,12 +101,16 @@ class Retrieval(base.Evaluator):
                 metrics[f"{direction}_r@{k}_chance"] = recall.chance(query_ids, item_ids, k)
             rankings[direction] = ranking
         metrics |= {"images": float(len(texts)), "texts": float(len(flat))}
-        return base.Result(metrics, {"examples": _shown(rankings, pictures, texts, flat, text_ids)})
+
+        def picture(i: Any) -> str:
+            return base.picture_of(self.source, predictor.contract, index[i])
+
+        return base.Result(metrics, {"examples": _shown(rankings, picture, texts, flat, text_ids)})
 
 
 def _shown(
     rankings: dict[str, recall.Ranking],
-    pictures: list[np.ndarray],
+    picture: Callable[[Any], str],
     texts: list[list[str]],
     flat: list[str],
     text_ids: Int[np.ndarray, " texts"],
@@ -114,14 +119,13 @@ def _shown(
 
     def by_image(i: int, found: Any, right: Any) -> dict[str, Any]:
         results = [{"text": flat[j], "right": bool(r)} for j, r in zip(found, right, strict=True)]
-        return {"image": base.picture(pictures[i]), "truth": texts[i][:2], "results": results}
+        return {"image": picture(i), "truth": texts[i][:2], "results": results}
 
     def by_text(i: int, found: Any, right: Any) -> dict[str, Any]:
         results = [
-            {"image": base.picture(pictures[j]), "right": bool(r)}
-            for j, r in zip(found, right, strict=True)
+            {"image": picture(j), "right": bool(r)} for j, r in zip(found, right, strict=True)
         ]
-        truth = base.picture(pictures[text_ids[i]])
+        truth = picture(text_ids[i])
         return {"text": flat[i], "truth": truth, "results": results}
 
     shown: dict[str, Any] = {"kind": "retrieval"}

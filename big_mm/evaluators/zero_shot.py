@@ -62,7 +62,7 @@ class ZeroShot(base.Evaluator):
         Raises:
           UserError: no label, a label without a name, or a model without embeddings.
         """
-        embeddings, labels, named, images = self._embed_images(predictor)
+        embeddings, labels, named, index = self._embed_images(predictor)
         classnames, labels = self._classes(labels, named)
         classes = class_embeddings(predictor, classnames, self.templates)
         numbers = np.arange(len(classnames))
@@ -72,14 +72,13 @@ class ZeroShot(base.Evaluator):
             metrics |= {"top5": ranking.recall(5), "top5_chance": 5 / len(classnames)}
         metrics["examples"] = float(len(labels))
         table = confusion_table(classnames, labels, ranking.indices[:, 0])
-        wrong = [i for i in np.flatnonzero(~ranking.right[:, 0]) if i in images][:_SHOWN_MISTAKES]
         table["mistakes"] = [
             {
-                "image": base.picture(images[i]),
+                "image": base.picture_of(self.source, predictor.contract, index[i]),
                 "true": classnames[labels[i]],
                 "predicted": classnames[ranking.indices[i, 0]],
             }
-            for i in wrong
+            for i in np.flatnonzero(~ranking.right[:, 0])[:_SHOWN_MISTAKES]
         ]
         return base.Result(metrics, {"classes": table})
 
@@ -89,23 +88,21 @@ class ZeroShot(base.Evaluator):
         Float[np.ndarray, "n width"],
         Int[np.ndarray, " n"],
         list[str | None],
-        dict[int, np.ndarray],
+        list[int],
     ]:
-        """Embeddings, labels and class names of the records, and some of the pictures."""
+        """Embeddings, labels, class names and numbers of the sound records."""
         embeddings, labels = [], []
         named: list[str | None] = []
-        images: dict[int, np.ndarray] = {}
+        index: list[int] = []
         for batch in base.examples(self.source, predictor.contract, self.batch_size, self.limit):
             if self.label not in batch:
                 raise UserError(f"the records have no {self.label!r}: set the schema's label")
-            start = len(named)
             embeddings.append(predictor.encode_image(batch["image"]))
             labels.append(_numbers(batch[self.label], batch["key"]))
             names = batch.get("class_name", [None] * len(labels[-1]))
             named += [None if name is None else base.first_text(name) for name in names]
-            if start < 4 * self.batch_size:
-                images |= dict(enumerate(batch["image"], start=start))
-        return np.concatenate(embeddings), np.concatenate(labels), named, images
+            index += batch["index"].tolist()
+        return np.concatenate(embeddings), np.concatenate(labels), named, index
 
     def _classes(
         self, labels: Int[np.ndarray, " n"], named: list[str | None]

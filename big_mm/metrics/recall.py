@@ -30,7 +30,7 @@ def rank(
     query_ids: Int[np.ndarray, " query"],
     item_ids: Int[np.ndarray, " item"],
     k: int = 10,
-    chunk: int = 4096,
+    chunk: int = 2048,
 ) -> Ranking:
     """The k gallery items with the largest inner product for each query; equal ids are right.
 
