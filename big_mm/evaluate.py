@@ -21,7 +21,7 @@ from absl import logging
 from etils import epath
 
 import big_mm
-from big_mm import mesh, report, spec
+from big_mm import allocator, mesh, report, spec
 from big_mm.evaluators import base
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", metavar="DIR", help="write a report there")
     arguments, overrides = parser.parse_known_args(argv)
     logging.set_verbosity(logging.INFO)
+    allocator.keep_freed_memory()
     try:
         mesh.init_distributed()
         config = spec.load_config(arguments.config) if arguments.config else None
