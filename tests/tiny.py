@@ -1,9 +1,11 @@
 """A tiny CoCa with its tokenizer, and its checkpoint in a temporary workdir."""
 
 import functools
+import math
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from big_mm import spec, trees
@@ -66,15 +68,23 @@ def coca(vocab_size: int) -> spec.ml_collections.ConfigDict:
     return made
 
 
-def parameters(model, contract, seed: int = 0, scale: float = 2.0):
+def parameters(model, contract, seed: int = 0, gain: float = 2.0):
     """Random parameters, larger than at initialisation so that outputs differ between inputs."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        noise = rng.normal(size=shape)
+        if path.endswith(("scale", "bias")):
+            return noise / 10 + (2 if path.endswith("log_scale") else path.endswith("scale"))
+        fan_in = math.prod(shape[-3:-1]) if path.endswith("kernel") else 16
+        return gain * noise / fan_in**0.5
+
     tokens, token_mask = contract.text([""])
     image = np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     batch = {"image": image, "tokens": tokens, "token_mask": token_mask}
-    init = jax.jit(functools.partial(model.init, train=False))
-    flat = trees.flatten(init(jax.random.key(seed), batch)["params"])
-    flat = {k: v if k.endswith("log_scale") else scale * v for k, v in flat.items()}
-    return trees.unflatten(flat)
+    init = functools.partial(model.init, train=False)
+    shapes = trees.flatten(jax.eval_shape(init, jax.random.key(0), batch)["params"])
+    return trees.unflatten({k: jnp.float32(draw(k, v.shape)) for k, v in shapes.items()})
 
 
 def workdir(directory: pathlib.Path, model=None, **contract) -> pathlib.Path:
