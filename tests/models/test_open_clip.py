@@ -11,6 +11,7 @@ import pytest
 from big_mm import spec, trees
 from big_mm.models import text, variants
 from tests.models import open_clip_reference as reference
+from tests.models.tiny_models import method
 
 GOLDEN = json.loads(reference.GOLDEN.read_text())
 IMAGE = jnp.asarray(reference.image())
@@ -187,13 +188,10 @@ def test_legacy_mask_equals_open_clips():
 def test_legacy_decodes_as_it_computes_whole_captions(outputs):
     model = spec.build(config())
     variables = {"params": parameters()}
-    _, cache = model.apply(
-        variables, outputs["image_tokens"], method="init_cache", mutable=["cache"]
-    )
+    _, cache = method(model, "init_cache", ("cache",))(variables, outputs["image_tokens"])
+    step = method(model, "decode_step", ("cache",))
     for i in range(reference.LENGTH):
-        out, cache = model.apply(
-            variables | cache, TOKENS[:, i : i + 1], method="decode_step", mutable=["cache"]
-        )
+        out, cache = step(variables | cache, TOKENS[:, i : i + 1])
         np.testing.assert_allclose(
             out["caption_logits"][:, 0], outputs["caption_logits"][:, i], atol=2e-5
         )
@@ -205,10 +203,9 @@ def test_our_own_mask_is_another(outputs):
     model = spec.build(made)
     params = parameters()
     tower = {"params": params["text"]}
-    ours = model.text.apply(tower, TOKENS, TOKEN_MASK)["pooled"]
-    theirs = model.text.apply(tower, TOKENS, TOKEN_MASK, mask=text.legacy_cls_mask(TOKENS))[
-        "pooled"
-    ]
+    apply = method(model.text)
+    ours = apply(tower, TOKENS, TOKEN_MASK)["pooled"]
+    theirs = apply(tower, TOKENS, TOKEN_MASK, mask=text.legacy_cls_mask(TOKENS))["pooled"]
     differs = np.abs(ours - theirs).max(axis=1) > 1e-3
     # A caption that fills its slots is read alike: nothing of it is padding.
     assert differs.tolist() == [True, True, False, True]

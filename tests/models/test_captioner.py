@@ -1,0 +1,47 @@
+"""The encoder-decoder: causal, grounded, and the same when decoded step by step."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from big_mm.models.captioner import Captioner
+from big_mm.spec import UserError
+from tests.models import tiny_models as tiny
+
+
+@functools.cache
+def model(**options):
+    made = tiny.captioner(**options)
+    return made, tiny.variables(made)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_decoding_step_by_step_equals_the_whole(tied):
+    made, variables = model(tie_embeddings=tied)
+    batch = tiny.batch((8, 8, 8))
+    whole = tiny.method(made)(variables, batch)["caption_logits"]
+    np.testing.assert_allclose(tiny.decode(made, variables, batch, 2), whole, atol=5e-5)
+
+
+def test_what_a_token_sees():
+    made, variables = model()
+    run, batch = tiny.method(made), tiny.batch((8, 8, 8))
+    before = run(variables, batch)["caption_logits"]
+    later = run(variables, batch | {"tokens": batch["tokens"].at[:, 4].add(1)})["caption_logits"]
+    np.testing.assert_allclose(before[:, :4], later[:, :4], atol=1e-5)
+    assert np.abs(before - later)[:, 4].min() > 0
+    other = run(variables, batch | {"image": batch["image"][::-1]})["caption_logits"]
+    assert np.abs(before - other)[0].max() > 1e-2
+
+
+def test_an_image_alone_has_no_logits():
+    made, variables = model()
+    assert set(tiny.method(made)(variables, {"image": tiny.batch()["image"]})) == {"image_tokens"}
+
+
+@pytest.mark.parametrize("text", [tiny.text("none"), tiny.text("cls")])
+def test_parts_that_do_not_fit(text):
+    with pytest.raises(UserError, match="cross_attention"):
+        jax.eval_shape(Captioner(tiny.vision(), text).init, jax.random.key(0), tiny.batch())

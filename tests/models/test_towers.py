@@ -1,0 +1,164 @@
+"""Vision and text towers, and the attentional pooler."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from big_mm.models import text, vision
+from big_mm.models.pooling import AttentionalPooler
+from big_mm.spec import UserError
+from tests.models import tiny_models as tiny
+
+IMAGE, TOKENS, TOKEN_MASK = tiny.batch().values()
+
+
+def apply(model, *args, **options):
+    variables = init(model, *args)
+    return jax.jit(functools.partial(model.apply, **options))(variables, *args)
+
+
+def init(model, *args):
+    return jax.jit(model.init)(jax.random.key(0), *args)
+
+
+def test_patches_are_the_convolutions():
+    pixels = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
+    kernel = jax.random.normal(jax.random.key(1), (4, 4, 3, 5))
+    convolved = jax.lax.conv_general_dilated(
+        pixels, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    patches = vision.patchify(pixels, 4) @ kernel.reshape(-1, 5)
+    np.testing.assert_allclose(patches, convolved.reshape(2, 9, 5), atol=1e-4)
+
+
+def test_images_are_normalised_inside():
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    raw, normalised = tiny.vision(mean=mean, std=std), tiny.vision(mean=(0.0,) * 3, std=(1.0,) * 3)
+    variables = init(raw, IMAGE)
+    by_hand = 255 * (IMAGE / 255 - jnp.array(mean)) / jnp.array(std)
+    for image in (IMAGE, IMAGE.astype(jnp.float32)):
+        np.testing.assert_allclose(
+            raw.apply(variables, image)["tokens"],
+            normalised.apply(variables, by_hand)["tokens"],
+            atol=1e-4,
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [({"pool": "gap"}, 4), ({"pool": "map"}, 4), ({"pool": "cls"}, 5), ({"cls_token": True}, 5)],
+)
+@pytest.mark.parametrize("position", vision.POSITIONS)
+def test_vision_shapes(options, tokens, position):
+    made = tiny.vision(**options, position=position, pre_norm=True, patch_bias=False)
+    out = jax.eval_shape(lambda: made.init_with_output(jax.random.key(0), IMAGE))[0]
+    assert out["tokens"].shape == (3, tokens, tiny.WIDTH)
+    if "pool" in options:
+        assert out["pooled"].shape == (3, tiny.WIDTH)
+
+
+def test_image_pooling():
+    cls, gap = (apply(tiny.vision(pool), IMAGE) for pool in ("cls", "gap"))
+    np.testing.assert_allclose(cls["pooled"], cls["tokens"][:, 0], atol=1e-5)
+    np.testing.assert_allclose(gap["pooled"], gap["tokens"].mean(axis=1), atol=1e-5)
+    patches_only = apply(tiny.vision("gap", cls_token=True), IMAGE)
+    tokens = patches_only["tokens"][:, 1:]
+    np.testing.assert_allclose(patches_only["pooled"], tokens.mean(axis=1), atol=1e-5)
+
+
+def test_sincos_positions_tell_rows_from_columns():
+    grid = vision.sincos2d(3, 4, 16)
+    assert grid.shape == (12, 16)
+    assert len(np.unique(grid.round(4), axis=0)) == 12
+    # The first half depends on the column only, the second on the row.
+    np.testing.assert_allclose(grid[0, :8], grid[4, :8])
+    np.testing.assert_allclose(grid[0, 8:], grid[1, 8:])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tiny.vision(position="rope"), "'rope' is none of learned, sincos2d"),
+        (lambda: tiny.vision("max"), "'max' is none of none, gap, cls, map"),
+        (lambda: tiny.text("first"), "'first' is none of none, cls, eos, last, mean"),
+        (lambda: vision.VisionTransformer(tiny.blocks(), image_size=20, patch_size=8), "multiple"),
+        (lambda: AttentionalPooler(2, 16, 3), "multiple of heads=3"),
+    ],
+)
+def test_bad_options(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_an_image_of_another_size():
+    with pytest.raises(UserError, match=r"16x32 pixels.*image_size=16"):
+        jax.eval_shape(tiny.vision().init, jax.random.key(0), IMAGE.repeat(2, axis=2))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_text_pooling(causal):
+    lengths = np.asarray(TOKEN_MASK.sum(axis=1))
+    outs = {
+        pool: apply(tiny.text(pool, causal=causal), TOKENS, TOKEN_MASK)
+        for pool in ("eos", "last", "mean")
+    }
+    for row, length in enumerate(lengths):
+        tokens = outs["eos"]["tokens"][row]
+        expected = {"eos": tokens[length - 1], "last": tokens[-1], "mean": tokens[:length].mean(0)}
+        for pool, value in expected.items():
+            np.testing.assert_allclose(outs[pool]["pooled"][row], value, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "indifferent"),
+    [
+        ({"pool": "eos"}, True),
+        ({"pool": "mean"}, True),
+        ({"pool": "cls"}, True),
+        ({"pool": "cls", "causal": False}, True),
+        ({"pool": "mean", "causal": False}, True),
+        ({"pool": "mean", "causal": False, "mask_padding": False}, False),
+        ({"pool": "last"}, False),
+    ],
+    ids=str,
+)
+def test_which_towers_read_padding(options, indifferent):
+    noisy = jnp.where(TOKEN_MASK, TOKENS, TOKENS + 7)
+    made = tiny.text(**options)
+    variables = init(made, TOKENS, TOKEN_MASK)
+    a, b = (tiny.method(made)(variables, x, TOKEN_MASK)["pooled"] for x in (TOKENS, noisy))
+    np.testing.assert_allclose(a[0], b[0], atol=1e-5)  # a row without padding
+    assert np.allclose(a, b, atol=1e-5) == indifferent
+
+
+def test_a_bidirectional_tower_sees_the_future():
+    changed = TOKENS.at[:, 2].add(1)
+    for causal in (True, False):
+        made = tiny.text("eos", causal=causal)
+        variables = init(made, TOKENS, TOKEN_MASK)
+        a, b = (tiny.method(made)(variables, x, TOKEN_MASK)["tokens"] for x in (TOKENS, changed))
+        assert np.allclose(a[:, :2], b[:, :2], atol=1e-6) == causal
+
+
+def test_a_mask_given_replaces_the_towers_own():
+    made = tiny.text("none", causal=False)
+    variables = init(made, TOKENS, TOKEN_MASK)
+    run = tiny.method(made)
+    given = run(variables, TOKENS, TOKEN_MASK, mask=text.causal_mask(tiny.LENGTH))
+    causal = tiny.method(tiny.text("none"))(variables, TOKENS, TOKEN_MASK)
+    np.testing.assert_allclose(given["tokens"], causal["tokens"], atol=1e-5)
+
+
+@pytest.mark.parametrize("mlp_dim", [0, 32])
+def test_pooler_reads_a_set(mlp_dim):
+    x = jax.random.normal(jax.random.key(0), (2, 6, 10))
+    pooler = AttentionalPooler(3, tiny.WIDTH, 2, mlp_dim=mlp_dim)
+    variables = init(pooler, x)
+    run = tiny.method(pooler)
+    out = run(variables, x)
+    assert out.shape == (2, 3, tiny.WIDTH)
+    np.testing.assert_allclose(out, run(variables, x[:, ::-1]), atol=1e-5)
+    assert not np.allclose(out[:, 0], out[:, 1])
