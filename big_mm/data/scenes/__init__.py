@@ -9,7 +9,7 @@ it, parsing.py judges descriptions, splits.py holds combinations out, writer.py 
 from big_mm.data.scenes.language import CLASS_NAMES, PROMPTS, Grammar
 from big_mm.data.scenes.parsing import Claims, check_caption, parse_caption
 from big_mm.data.scenes.rendering import Rendering, render
-from big_mm.data.scenes.sampling import World
+from big_mm.data.scenes.sampling import WORLDS, World
 from big_mm.data.scenes.splits import SEEN_KINDS, SPLITS, UNSEEN_KINDS, Sample, sample
 from big_mm.data.scenes.world import COLOURS, SHAPES, Object, Scene, class_index, class_kind
 from big_mm.data.scenes.writer import features, write
@@ -22,6 +22,7 @@ __all__ = [
     "SHAPES",
     "SPLITS",
     "UNSEEN_KINDS",
+    "WORLDS",
     "Claims",
     "Grammar",
     "Object",

@@ -8,7 +8,7 @@ import time
 from rich import progress as rich_progress
 from rich.console import Console
 
-from big_mm.data.scenes.sampling import World
+from big_mm.data.scenes.sampling import WORLDS
 from big_mm.data.scenes.splits import SPLITS
 from big_mm.data.scenes.world import MAX_OBJECTS
 from big_mm.data.scenes.writer import write
@@ -41,7 +41,10 @@ def _parser() -> argparse.ArgumentParser:
         "--max_objects", type=int, default=MAX_OBJECTS, help=f"1 to {MAX_OBJECTS} ({MAX_OBJECTS})"
     )
     parser.add_argument(
-        "--noise", type=float, default=World.noise, help=f"largest pixel noise ({World.noise})"
+        "--world",
+        choices=WORLDS,
+        default="full",
+        help="easy: large, mostly plain objects on light backgrounds, learnt in minutes (full)",
     )
     return parser
 
@@ -71,9 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     start = time.monotonic()
     before, paths = 0, []
     try:
-        world = dataclasses.replace(
-            World(), noise=args.pop("noise"), count_weights=World.count_weights[:max_objects]
-        )
+        world = WORLDS[args.pop("world")]
+        world = dataclasses.replace(world, count_weights=world.count_weights[:max_objects])
         with bar:
             task = bar.add_task("", total=total, rate="")
             for name, number in splits:

@@ -45,7 +45,7 @@ _ATTEMPTS = 200
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """How scenes are drawn; the defaults are the world of the quickstart.
+    """How scenes are drawn; `WORLDS` has the named ones.
 
     Attributes:
       count_weights: relative frequency of 1, 2, ... 6 objects.
@@ -57,6 +57,7 @@ class World:
       max_rotation: largest turn of an object either way, in radians.
       colour_jitter: scale of the jitter of hue, saturation and brightness (1 = default).
       noise: largest standard deviation of the pixel noise, in units of 0 to 255.
+      tones, patterns: of the background, all equally frequent.
     """
 
     count_weights: tuple[float, ...] = (0.28, 0.20, 0.18, 0.14, 0.11, 0.09)
@@ -68,6 +69,8 @@ class World:
     max_rotation: float = 0.35
     colour_jitter: float = 1.0
     noise: float = 6.0
+    tones: tuple[str, ...] = TONES
+    patterns: tuple[str, ...] = PATTERNS
 
     def __post_init__(self):
         for name, most in (
@@ -83,6 +86,10 @@ class World:
         for name in ("same_details", "max_overlap", "max_rotation", "colour_jitter", "noise"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, but is {getattr(self, name)}")
+        for name, known in (("tones", TONES), ("patterns", PATTERNS)):
+            chosen = getattr(self, name)
+            if not chosen or not set(chosen) <= set(known):
+                raise UserError(f"{name} must be some of {', '.join(known)}, not {chosen}")
         room = math.sqrt(_MAX_FILL / len(self.count_weights))
         if len(self.radii) != len(SIZES) or self.radii[0][1] > room:
             raise UserError(
@@ -105,7 +112,7 @@ class World:
         objects = tuple(self._object(rng, members[i], *details[i]) for i in draw_order)
         return Scene(
             objects=objects,
-            background=_background(rng),
+            background=_background(rng, self.tones, self.patterns),
             noise=round(self.noise * rng.random(), 2),
             noise_seed=int(rng.integers(2**31)),
         )
@@ -178,6 +185,20 @@ class World:
 
 
 DEFAULT_WORLD = World()
+# What a shape looks like is the slow thing to learn, and slower the smaller the objects, the more
+# their textures cut them up, and the more tones they stand out from.
+WORLDS = {
+    "full": DEFAULT_WORLD,
+    "easy": World(
+        count_weights=(0.34, 0.24, 0.18, 0.12, 0.07, 0.05),
+        radii=((0.135, 0.155), (0.195, 0.220), (0.260, 0.290)),
+        texture_weights=(0.8, 0.1, 0.1),
+        max_rotation=0.2,
+        noise=3.0,
+        tones=("light",),
+        patterns=("plain", "gradient"),
+    ),
+}
 
 
 def nominal_rgb(colour: str) -> tuple[int, int, int]:
@@ -193,9 +214,9 @@ def _jittered(colour: str, hue_jitter: float, saturation_jitter: float, value_ji
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue / 360, saturation, value))
 
 
-def _background(rng) -> Background:
-    tone = TONES[int(rng.random() * len(TONES))]
-    pattern = PATTERNS[int(rng.random() * len(PATTERNS))]
+def _background(rng, tones: Sequence[str], patterns: Sequence[str]) -> Background:
+    tone = tones[int(rng.random() * len(tones))]
+    pattern = patterns[int(rng.random() * len(patterns))]
     hue, tint, value, contrast, angle = rng.random(5).tolist()
     low, high = _TONE_VALUES[tone]
     level = low + (high - low) * value
