@@ -12,12 +12,11 @@ contract says, and a config with another contract is refused.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import ml_collections
-from absl import logging
 from etils import epath
 
 import big_mm
@@ -34,6 +33,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     only: Sequence[str] = (),
     workdir: epath.PathLike | None = None,
+    announce: Callable[[str], None] = lambda name: None,
 ) -> tuple[dict[str, float], list[report.Row]]:
     """The metrics of a checkpoint by name, and the same as rows for people.
 
@@ -43,6 +43,7 @@ def evaluate(
       overrides: `--config.key=value` arguments.
       only: names of evaluators; default: all.
       workdir: where to put evaluation.json, artifacts and report.html.
+      announce: called with each evaluator's name before it runs.
 
     Raises:
       UserError: no checkpoint, no such evaluator, another contract, or an evaluator's own refusal.
@@ -55,15 +56,12 @@ def evaluate(
     if config is not None:
         _check_contract(config, predictor)
     step = _step(directory)
-    metrics = base.run_all(
-        evaluators, predictor, step, workdir, lambda name: logging.info("evaluating %s", name)
-    )
+    metrics = base.run_all(evaluators, predictor, step, workdir, announce)
     if workdir is not None and jax.process_index() == 0:
         text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
         (epath.Path(workdir) / report.EVALUATION).write_text(text)
         report.write(workdir)
-    about = {name: base.describe(evaluator) for name, evaluator in evaluators.items()}
-    return metrics, report.rows(metrics, about)
+    return metrics, report.rows(metrics, base.describe(evaluators))
 
 
 def _evaluators(config: ml_collections.ConfigDict, only: Sequence[str]) -> dict[str, Any]:
@@ -101,13 +99,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FILE", help="write the metrics as JSON")
     parser.add_argument("--workdir", metavar="DIR", help="write a report there")
     arguments, overrides = parser.parse_known_args(argv)
-    logging.set_verbosity(logging.INFO)
     allocator.keep_freed_memory()
     try:
         mesh.init_distributed()
         config = spec.load_config(arguments.config) if arguments.config else None
         only = tuple(filter(None, arguments.only.split(",")))
-        metrics, rows = evaluate(arguments.checkpoint, config, overrides, only, arguments.workdir)
+        metrics, rows = evaluate(
+            arguments.checkpoint,
+            config,
+            overrides,
+            only,
+            arguments.workdir,
+            lambda name: print(f"evaluating {name}", file=sys.stderr, flush=True),
+        )
         if jax.process_index() == 0:
             report.print_table(rows)
             if arguments.out:

@@ -64,9 +64,15 @@ class Result:
 
 
 class Evaluator(abc.ABC):
-    """Base of all evaluators; `about` describes metrics to the report."""
+    """Base of all evaluators.
+
+    Attributes:
+      about: describes metrics to the report.
+      place: evaluators with a smaller one come first in tables and reports (a config has no order).
+    """
 
     about: ClassVar[Mapping[str, About]] = {}
+    place: ClassVar[int] = 100
 
     @abc.abstractmethod
     def run(self, predictor: Predictor, step: int) -> dict[str, float]:
@@ -178,7 +184,7 @@ def run_all(
       UserError: an evaluator cannot work with this model or data; the message names it.
     """
     metrics: dict[str, float] = {}
-    for order, (name, evaluator) in enumerate(evaluators.items()):
+    for name, evaluator in evaluators.items():
         announce(name)
         try:
             result = evaluator.run_with_artifacts(predictor, step)
@@ -188,19 +194,23 @@ def run_all(
         metrics |= {f"{name}/{key}": value for key, value in values.items()}
         if workdir is not None and jax.process_index() == 0:
             content = {
-                "order": order,
+                "place": evaluator.place,
                 "step": step,
                 "metrics": values,
-                "about": describe(evaluator),
+                "about": describe({name: evaluator})[name],
                 "artifacts": result.artifacts,
             }
             _store(epath.Path(workdir), name, content)
     return metrics
 
 
-def describe(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
-    """The fields of `About` of each metric, for JSON."""
-    return {metric: dataclasses.asdict(about) for metric, about in evaluator.about.items()}
+def describe(evaluators: Mapping[str, Evaluator]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The fields of `About` of each metric, by evaluator in the order to show them; JSON-able."""
+    ordered = sorted(evaluators.items(), key=lambda item: (item[1].place, item[0]))
+    return {
+        name: {metric: dataclasses.asdict(about) for metric, about in evaluator.about.items()}
+        for name, evaluator in ordered
+    }
 
 
 def _store(workdir: epath.Path, name: str, content: dict[str, Any]) -> None:
@@ -212,7 +222,7 @@ def _store(workdir: epath.Path, name: str, content: dict[str, Any]) -> None:
 
 
 def load_artifacts(workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
-    """What `run_all` stored, by evaluator in the order of the run: `step`, `metrics`, `about`,
+    """What `run_all` stored, by evaluator in the order to show: `step`, `metrics`, `about`,
     `artifacts`.
     """
     folder = epath.Path(workdir) / ARTIFACTS
@@ -220,4 +230,4 @@ def load_artifacts(workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
         return {}
     files = [p for p in folder.iterdir() if p.suffix == ".json" and p.name[0] != "."]
     stored = {path.stem: json.loads(path.read_text()) for path in files}
-    return dict(sorted(stored.items(), key=lambda item: (item[1]["order"], item[0])))
+    return dict(sorted(stored.items(), key=lambda item: (item[1]["place"], item[0])))

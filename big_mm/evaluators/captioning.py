@@ -93,6 +93,8 @@ class Captioning(base.Evaluator):
     limit: int | None = None
     seed: int = 0
 
+    place: ClassVar[int] = 30
+
     @property
     def about(self) -> dict[str, About]:
         return _ABOUT | getattr(self.scorer, "about", {})
@@ -163,12 +165,13 @@ _ABOUT = {
         unit="score",
         headline=True,
     ),
-    "rouge_l": About("ROUGE-L", "longest common run of words with a reference", unit="score"),
+    "bleu1": About("BLEU-1", "words shared with a reference", unit="score"),
+    "bleu2": About("BLEU-2", "words and pairs of words shared with a reference", unit="score"),
+    "bleu3": About("BLEU-3", "runs of up to 3 words shared with a reference", unit="score"),
+    "bleu4": About("BLEU-4", "runs of up to 4 words shared with a reference", unit="score"),
+    "rouge_l": About("ROUGE-L", "words in the same order as in a reference", unit="score"),
     "distinct": About("Distinct captions", "different captions among all; low when it repeats"),
     "words": About("Words", "mean length of a caption", unit="score"),
-} | {
-    f"bleu{n}": About(f"BLEU-{n}", f"runs of up to {n} words shared with a reference", unit="score")
-    for n in (1, 2, 3, 4)
 }
 
 

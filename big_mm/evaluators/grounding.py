@@ -33,6 +33,7 @@ class GroundingGap(base.Evaluator):
     limit: int = 512
     batch_size: int = 256
 
+    place: ClassVar[int] = 40
     about: ClassVar[dict[str, About]] = {
         "gap": About(
             "Grounding gap",

@@ -36,6 +36,7 @@ def _about() -> dict[str, About]:
                 headline=k <= 10,
             ),
         }
+    made["texts"] = About("Captions", "captions that are ranked and that ask", unit="score")
     return dict(sorted(made.items(), key=lambda item: item[0].split("@")[0]))
 
 
@@ -65,6 +66,7 @@ class Retrieval(base.Evaluator):
     batch_size: int = 256
     limit: int | None = None
 
+    place: ClassVar[int] = 20
     about: ClassVar[dict[str, About]] = _about()
 
     def run(self, predictor: Predictor, step: int) -> dict[str, float]:

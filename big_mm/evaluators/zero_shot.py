@@ -42,6 +42,7 @@ class ZeroShot(base.Evaluator):
     batch_size: int = 256
     limit: int | None = None
 
+    place: ClassVar[int] = 10
     about: ClassVar[dict[str, About]] = {
         "accuracy": About(
             "Zero-shot accuracy",

@@ -72,6 +72,8 @@ def _head(
     batch = config.get("batch_size")
     if step and batch:
         facts.append(f"{step:,} steps of {batch:,} image-text pairs ({step * batch:,} pairs seen)")
+    elif step:
+        facts.append(f"after {step:,} steps")
     rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
     if rates:
         facts.append(f"{sorted(rates)[len(rates) // 2]:,.0f} images a second while training")
@@ -91,9 +93,8 @@ def _scores(found: Sequence[Row]) -> str:
 
 
 def _all_scores(found: Sequence[Row]) -> str:
-    if all(row.headline for row in found):
-        return ""
-    return _table([row for row in found if not row.headline], ())
+    others = [row for row in found if not row.headline and row.metric not in _COUNTS]
+    return _table(others, found) if others and len(others) < len(found) else ""
 
 
 def _table(found: Sequence[Row], everything: Sequence[Row]) -> str:
