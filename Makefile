@@ -63,6 +63,20 @@ test-minimum: .venv-minimum/installed ## the suite on the oldest versions that s
 	  --constraint .venv-minimum/constraints.txt --editable '.[cpu,test]'
 	@touch $@
 
+# ---- quickstart --------------------------------------------------------------------------------
+
+override SCENES := runs/scenes
+
+quickstart: $(SCENES)/tokenizer.model ## train a small CoCa on the embedded world, score it, report
+	$(BIN)/python -m big_mm.train --config configs/quickstart.py --workdir runs/quickstart
+
+$(SCENES)/tokenizer.model: | $(INSTALLED)
+	$(BIN)/python -m big_mm.data.scenes --out $(SCENES) --world easy --image_size 48 --num_workers 2 \
+	  --splits train=20000 test_seen=500 test_unseen=500 zero_shot_seen=1000 zero_shot_unseen=1000 \
+	  retrieval_seen=1000 retrieval_unseen=1000
+	$(BIN)/python -m big_mm.data.tokenizers --shards '$(SCENES)/train-*.tfrecord' \
+	  --schema captions=caption_short --vocab_size 512 --model_type bpe --out $@
+
 # ---- clean -------------------------------------------------------------------------------------
 
 clean: ## remove caches
@@ -70,4 +84,4 @@ clean: ## remove caches
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 clean-quickstart: ## remove what make quickstart wrote
-	rm -rf runs/quickstart
+	rm -rf runs/quickstart $(SCENES)
