@@ -25,27 +25,29 @@ from big_mm.training.run import Run
 from big_mm.training.schedules import WarmupCosine
 
 DATA = "runs/scenes"
-IMAGE_SIZE, MAX_LEN, VOCABULARY = 48, 20, 128
+IMAGE_SIZE, PATCH_SIZE, MAX_LEN, VOCABULARY = 48, 12, 16, 512
 
 
 def get_config(arg=DATA):
     return spec(
         Run,
-        steps=900,
+        steps=1200,
         batch_size=128,
         objective=spec(
             Weighted,
             model=variants.coca(
                 "tiny",
                 image_size=IMAGE_SIZE,
-                patch_size=8,
+                patch_size=PATCH_SIZE,
                 vocab_size=VOCABULARY,
                 max_len=MAX_LEN,
                 queries=16,
+                pooling="parallel",
                 blocks={"unroll": 4},
             ),
+            # Short captions repeat: equal ones are no negatives of each other.
             losses={
-                "contrastive": spec(contrastive.Softmax),
+                "contrastive": spec(contrastive.Softmax, positives="text_id"),
                 "captioning": spec(captioning.CrossEntropy),
             },
             weights={"contrastive": 1.0, "captioning": 2.0},
@@ -65,9 +67,10 @@ def get_config(arg=DATA):
         ),
         optimizer=spec(
             Muon,
-            learning_rate=2e-2,
+            learning_rate=2e-3,
             schedule=spec(WarmupCosine, warmup=50, final=0.01),
             weight_decay=0.05,
+            rms=1.0,
         ),
         evaluators=evaluators(arg, "seen", "") | evaluators(arg, "unseen", "_unseen"),
         checkpoint=spec(Checkpoints, every=300),
