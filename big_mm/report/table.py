@@ -131,6 +131,7 @@ def print_table(found: Iterable[Row], console: rich.console.Console | None = Non
 
 
 def by_family(found: Iterable[Row]) -> dict[str, list[Row]]:
+    """{family: its rows}, in order of appearance."""
     families: dict[str, list[Row]] = {}
     for row in found:
         families.setdefault(row.family, []).append(row)
@@ -151,6 +152,7 @@ def variants_of(found: Iterable[Row]) -> list[str]:
 
 
 def variant_label(variant: str, variants: Sequence[str]) -> str:
+    """What to call a variant among these: "unseen", and "seen" for the one without suffix."""
     if variant:
         return variant.replace("_", " ")
     others = [_COUNTERPARTS[v] for v in variants if v in _COUNTERPARTS]

@@ -1,7 +1,7 @@
 """Asks the official scorer again: rewrites the answers in this folder, inputs as they are.
 
-    python -m venv /tmp/official && /tmp/official/bin/pip install pycocoevalcap==1.2    # and Java
-    /tmp/official/bin/python tests/metrics/golden/make.py
+    python -m venv official && official/bin/pip install pycocoevalcap==1.2    # and Java
+    official/bin/python tests/metrics/golden/make.py
 
 Imports nothing of big_mm.
 """
