@@ -13,9 +13,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import jax
 from absl import logging
 
-from big_mm import allocator, mesh, spec
+from big_mm import allocator, mesh, report, spec
 from big_mm.spec import UserError
 from big_mm.training import check, loop
 
@@ -42,8 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(check.check(config, arguments.workdir))
         elif not arguments.workdir:
             raise UserError("--workdir DIR is needed to train (--config.steps=0 only checks)")
-        else:
-            loop.train(config, arguments.workdir)
+        elif loop.train(config, arguments.workdir) and jax.process_index() == 0:
+            page = report.write(arguments.workdir)
+            report.print_table(report.headline(arguments.workdir))
+            print(page)
     except (UserError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

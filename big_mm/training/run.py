@@ -117,6 +117,7 @@ def prepare(run: Run, host_batch: dict[str, np.ndarray]) -> Prepared:
     """
     mesh = run.mesh.make()
     check_divisible(run, mesh)
+    run.optimizer.rate(0, run.steps)  # refuses a schedule that is longer than the run
     batch = {
         key: jax.ShapeDtypeStruct((run.batch_size, *value.shape[1:]), value.dtype)
         for key, value in device_part(host_batch).items()
