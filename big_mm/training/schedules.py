@@ -16,6 +16,8 @@ from big_mm.spec import UserError
 
 @runtime_checkable
 class Schedule(Protocol):
+    """The factor of a step (from 0) in a run of `steps` steps."""
+
     def __call__(self, step: ArrayLike, steps: int) -> Float[Array, ""]: ...
 
 
