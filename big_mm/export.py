@@ -13,7 +13,6 @@ parameters as an argument, so that a large model is stored once. run.py there sh
 
 import argparse
 import functools
-import json
 import os
 import pathlib
 import shutil
@@ -26,10 +25,8 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
-import ml_collections
-import safetensors.numpy
 
-from big_mm import decoding, exported_run, predictor, programs, spec, trees
+from big_mm import decoding, exported, exported_run, predictor, programs, spec, trees
 from big_mm.data.contract import Contract
 from big_mm.mesh import single_device_mesh
 from big_mm.spec import UserError
@@ -73,30 +70,10 @@ def export(
         built = spec.build(components, trusted=trusted)
         loaded = predictor.Predictor(built["model"], params, built["contract"])
         outputs = loaded.check()
-        _write_params(folder, components, loaded)
+        exported.write(folder, components, params, loaded.contract)
         if form == "jax":
             _write_programs(folder, loaded, outputs, platforms)
         return sorted(path.name for path in folder.iterdir())
-
-
-def _write_params(
-    folder: pathlib.Path, components: ml_collections.ConfigDict, loaded: predictor.Predictor
-) -> None:
-    flat, contract = trees.flatten(loaded.params), loaded.contract
-    inputs = contract.describe() | {"tokenizer": None}
-    if contract.tokenizer is not None:
-        contract.tokenizer.save(folder / predictor.EXPORTED_TOKENIZER)
-        components.contract.tokenizer.path = predictor.EXPORTED_TOKENIZER
-        names = ("pad_id", "bos_id", "eos_id", "cls_id", "vocab_size")
-        inputs["tokenizer"] = {name: getattr(contract.tokenizer, name) for name in names}
-    description = {
-        "components": json.loads(spec.to_json(spec.resolve(components))),
-        "inputs": inputs,
-        "digests": trees.digest(flat),
-    }
-    (folder / predictor.EXPORTED_CONFIG).write_text(json.dumps(description, indent=1) + "\n")
-    arrays = jax.device_get(flat)
-    safetensors.numpy.save_file(arrays, folder / predictor.EXPORTED_PARAMS)
 
 
 def _write_programs(
@@ -139,8 +116,8 @@ def serialize(
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         for path, leaf in trees.flatten(params).items()
     }
-    exported = jax.export.export(jax.jit(flat_function), platforms=tuple(platforms))
-    return bytes(exported(shapes, *arguments).serialize())
+    trace = jax.export.export(jax.jit(flat_function), platforms=tuple(platforms))
+    return bytes(trace(shapes, *arguments).serialize())
 
 
 def _caption(

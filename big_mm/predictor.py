@@ -11,7 +11,6 @@ parameters with `replace`, which keeps the compiled programs.
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
@@ -20,7 +19,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-import safetensors.numpy
 from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -28,7 +26,7 @@ from jaxtyping import Float32, Int32
 from PIL import Image
 from rich import console, progress
 
-from big_mm import decoding, programs, spec, trees
+from big_mm import decoding, exported, programs, spec, trees
 from big_mm import mesh as mesh_lib
 from big_mm.data import contract as contract_lib
 from big_mm.data.damage import BadRecord
@@ -38,12 +36,6 @@ from big_mm.types import HOST_ONLY, Batch, Outputs
 
 # A file's path or bytes, a Pillow image, or a uint8 array [H,W,3].
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-# What an exported directory holds; see export.py.
-EXPORTED_CONFIG, EXPORTED_PARAMS, EXPORTED_TOKENIZER = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.model",
-)
 
 
 def load(
@@ -78,28 +70,11 @@ def read(
     directory: str | os.PathLike[str], *, trusted: Sequence[str], which: str, mesh: Mesh
 ) -> tuple[ml_collections.ConfigDict, Any]:
     """The specs of `model` and `contract`, and the parameters; as `load`, without building them."""
-    directory = epath.Path(directory)
-    if (directory / EXPORTED_PARAMS).exists():
-        return _read_exported(directory, trusted, mesh)
+    if exported.is_exported(epath.Path(directory)):
+        return exported.read(epath.Path(directory), trusted, mesh)
     config = checkpoint.load_config(directory, trusted=trusted)
     components = {"model": config.objective.model, "contract": config.contract}
     return ml_collections.ConfigDict(components), checkpoint.load_params(directory, which, mesh)
-
-
-def _read_exported(
-    directory: epath.Path, trusted: Sequence[str], mesh: Mesh
-) -> tuple[ml_collections.ConfigDict, Any]:
-    description = json.loads((directory / EXPORTED_CONFIG).read_text())
-    components = spec.from_json(json.dumps(description["components"]), trusted=trusted)
-    if components.contract.get("tokenizer"):
-        components.contract.tokenizer.path = str(directory / EXPORTED_TOKENIZER)
-    stored = safetensors.numpy.load((directory / EXPORTED_PARAMS).read_bytes())
-    shardings = mesh_lib.shardings(stored, mesh)
-    params = {path: jax.device_put(leaf, shardings[path]) for path, leaf in stored.items()}
-    found, expected = trees.digest(params), description["digests"]
-    if damaged := sorted(k for k in found | expected if found.get(k) != expected.get(k)):
-        raise UserError(f"{directory / EXPORTED_PARAMS} is damaged: checksum of {damaged[0]}")
-    return components, trees.unflatten(params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,6 +17,14 @@ from big_mm import decoding
 from big_mm.spec import UserError
 from big_mm.types import Batch, Outputs
 
+# What a model without the method cannot do.
+_SKILLS = {
+    "encode_image": "see images alone",
+    "encode_text": "embed texts",
+    "init_cache": "write captions",
+    "decode_step": "write captions",
+}
+
 
 def encode_image(
     model: nn.Module, params: Any, image: UInt8[Array, "batch size size 3"]
@@ -110,7 +118,7 @@ def forward(
 
 def _method(model: nn.Module, name: str) -> Callable[..., Any]:
     if not hasattr(model, name):
-        raise UserError(f"{type(model).__name__} has no {name}: it was not built for this")
+        raise UserError(f"{type(model).__name__} cannot {_SKILLS[name]}: it has no {name}")
     return functools.partial(model.apply, method=name)
 
 

@@ -133,6 +133,19 @@ def test_run_py_shows_their_use(exported, predictor, tmp_path):
         assert abs(float(found.split()[1]) - cosine) < 1e-3
 
 
+@pytest.mark.parametrize(
+    "model, contract, programs",
+    [
+        (tiny.siglip, {"padding": "attended"}, {"encode_image", "encode_text"}),
+        (tiny.captioner, {}, {"caption"}),
+    ],
+)
+def test_other_models_export_what_they_can_do(tmp_path, model, contract, programs):
+    run = tiny.workdir(tmp_path, model, **contract)
+    files = export.export(run, "jax", tmp_path / "out", platforms=["cpu"])
+    assert {name.removesuffix(".jaxexport") for name in files if "export" in name} == programs
+
+
 def test_a_damaged_export_is_refused(exported, tmp_path):
     damaged = tmp_path / "damaged"
     damaged.mkdir()
@@ -142,6 +155,12 @@ def test_a_damaged_export_is_refused(exported, tmp_path):
             content[-5] ^= 1
         (damaged / path.name).write_bytes(bytes(content))
     with pytest.raises(UserError, match="model.safetensors is damaged: checksum of"):
+        big_mm.load(damaged)
+    (damaged / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match="model.safetensors cannot be read"):
+        big_mm.load(damaged)
+    (damaged / "config.json").unlink()
+    with pytest.raises(UserError, match="config.json cannot be read"):
         big_mm.load(damaged)
 
 

@@ -234,6 +234,42 @@ def test_new_parameters_reuse_the_programs(predictor):
     assert {key: run._cache_size() for key, run in changed.compiled.items()} == sizes
 
 
+def other(tmp_path, model, **contract) -> Predictor:
+    built = spec.build(tiny.config(tmp_path, model, **contract))
+    model, contract = built["objective"].model, built["contract"]
+    params = tiny.parameters(model, contract)
+    return Predictor(model, params, contract, single_device_mesh(), batch_size=8)
+
+
+def test_a_dual_encoder_has_no_captions(tmp_path):
+    predictor = other(tmp_path, tiny.siglip, padding="attended")
+    assert predictor.similarity(tiny.images(2), tiny.TEXTS[:3]).shape == (2, 3)
+    with pytest.raises(UserError, match="DualEncoder cannot write captions: it has no init_cache"):
+        predictor.caption(tiny.images(2))
+
+
+def test_a_captioner_has_no_embeddings(tmp_path):
+    predictor = other(tmp_path, tiny.captioner)
+    images = tiny.images(4)
+    tokens, _ = predictor.generate(images, predictor.contract.decoding)
+    np.testing.assert_array_equal(tokens, uncached(predictor, images, [[1]] * 4))
+    for encode, inputs, missing in (
+        (predictor.encode_image, images, "has no image_embedding"),
+        (predictor.encode_text, tiny.TEXTS, "cannot embed texts: it has no encode_text"),
+    ):
+        with pytest.raises(UserError, match=f"Captioner {missing}"):
+            encode(inputs)
+
+
+def test_a_contract_without_tokenizer_takes_no_text(predictor):
+    contract = dataclasses.replace(predictor.contract, tokenizer=None)
+    images_only = dataclasses.replace(predictor, contract=contract)
+    assert len(images_only.encode_image(tiny.images(2))) == 2
+    for attempt in (images_only.caption, images_only.encode_text):
+        with pytest.raises(UserError, match="the contract has no tokenizer"):
+            attempt([tiny.images(1)[0]] if attempt == images_only.caption else ["a"])
+
+
 def test_parameters_of_another_model_are_refused(predictor):
     flat = trees.flatten(predictor.params)
     flat.pop("text/position_embedding")

@@ -36,7 +36,7 @@ LAYERS = (
     ("spec",),
     ("types", "trees", "mesh", "allocator"),
     ("losses", "models", "data", "metrics", "decoding", "training.checkpoint"),
-    ("objectives", "evaluators", "predictor", "programs"),
+    ("objectives", "evaluators", "predictor", "programs", "exported"),
     ("training", "interop", "curation"),
     ("train", "evaluate", "export", "exported_run", "plan", "report", "doctor"),
 )

@@ -28,7 +28,7 @@ def tokenizer_bytes() -> bytes:
 
 
 def config(directory: pathlib.Path, model=None, **contract) -> spec.ml_collections.ConfigDict:
-    """A config with its tokenizer file in `directory`; `model` makes a spec from a vocabulary."""
+    """A config with its tokenizer file in `directory`; `model` is `siglip`, `captioner`, ..."""
     file = directory / "tokenizer.model"
     file.write_bytes(tokenizer_bytes())
     tokenizer = tokenizers.SentencePiece(str(file))
@@ -63,7 +63,23 @@ def coca(vocab_size: int) -> spec.ml_collections.ConfigDict:
         max_len=MAX_LEN,
         queries=4,
     )
-    for stack in (made.image.blocks, made.text.blocks, made.decoder):
+    return _shrink(made, made.image.blocks, made.text.blocks, made.decoder)
+
+
+def siglip(vocab_size: int) -> spec.ml_collections.ConfigDict:
+    made = variants.siglip(
+        "Ti/4", image_size=IMAGE_SIZE, vocab_size=vocab_size, max_len=MAX_LEN, embed_dim=16
+    )
+    return _shrink(made, made.image.blocks, made.text.blocks)
+
+
+def captioner(vocab_size: int) -> spec.ml_collections.ConfigDict:
+    made = variants.captioner("Ti/4", image_size=IMAGE_SIZE, vocab_size=vocab_size, max_len=MAX_LEN)
+    return _shrink(made, made.image.blocks, made.text.blocks)
+
+
+def _shrink(made, *stacks):
+    for stack in stacks:
         stack.update({"width": 16, "depth": 2, "heads": 2, "mlp_dim": 32})
     return made
 

@@ -1,0 +1,83 @@
+"""The directory that export writes and `big_mm.load` reads.
+
+model.safetensors   the parameters by path ("image/blocks/layers/...")
+tokenizer.model     the SentencePiece model, where there is one
+config.json         "components": the specs of model and contract, which rebuild them;
+                    "inputs": the contract's rules and the tokenizer's special ids, for people
+                    without this code; "digests": a checksum of each parameter
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import safetensors.numpy
+from etils import epath
+from jax.sharding import Mesh
+
+from big_mm import mesh as mesh_lib
+from big_mm import spec, trees
+from big_mm.data.contract import Contract
+from big_mm.spec import UserError
+
+CONFIG, PARAMS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
+_SPECIAL = ("pad_id", "bos_id", "eos_id", "cls_id", "vocab_size")
+
+
+def is_exported(directory: epath.Path) -> bool:
+    """Whether the directory is of this kind."""
+    return (directory / PARAMS).exists()
+
+
+def read(
+    directory: epath.Path, trusted: Sequence[str], mesh: Mesh
+) -> tuple[ml_collections.ConfigDict, Any]:
+    """The specs of `model` and `contract`, and the nested parameters, laid out over `mesh`.
+
+    Raises:
+      UserError: a damaged file, or a class outside the `trusted` packages.
+    """
+    try:
+        description = json.loads((directory / CONFIG).read_text())
+        text, expected = json.dumps(description["components"]), description["digests"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{directory / CONFIG} cannot be read: {error!r}") from error
+    components = spec.from_json(text, trusted=trusted)
+    if components.contract.get("tokenizer"):
+        components.contract.tokenizer.path = str(directory / TOKENIZER)
+    try:
+        stored = safetensors.numpy.load((directory / PARAMS).read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{directory / PARAMS} cannot be read: {error!r}") from error
+    shardings = mesh_lib.shardings(stored, mesh)
+    params = {path: jax.device_put(leaf, shardings[path]) for path, leaf in stored.items()}
+    found = trees.digest(params)
+    if damaged := sorted(k for k in found | expected if found.get(k) != expected.get(k)):
+        raise UserError(f"{directory / PARAMS} is damaged: checksum of {damaged[0]}")
+    return components, trees.unflatten(params)
+
+
+def write(
+    folder: pathlib.Path,
+    components: ml_collections.ConfigDict,
+    params: Any,
+    contract: Contract,
+) -> None:
+    """Writes the three files into an existing directory."""
+    flat = trees.flatten(params)
+    inputs = contract.describe() | {"tokenizer": None}
+    components = components.copy_and_resolve_references()
+    if contract.tokenizer is not None:
+        contract.tokenizer.save(folder / TOKENIZER)
+        components.contract.tokenizer.path = TOKENIZER
+        inputs["tokenizer"] = {name: getattr(contract.tokenizer, name) for name in _SPECIAL}
+    description = {
+        "components": json.loads(spec.to_json(spec.resolve(components))),
+        "inputs": inputs,
+        "digests": trees.digest(flat),
+    }
+    (folder / CONFIG).write_text(json.dumps(description, indent=1) + "\n")
+    safetensors.numpy.save_file(jax.device_get(flat), folder / PARAMS)
