@@ -1,7 +1,7 @@
 """Rows to batches: what is stacked, what stays on the host, and what must agree."""
 
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,15 @@ _OWN = ("image", "tokens", "token_mask", "mask", "label", "key", "bad_index", "b
 
 
 def stack(
-    rows: Iterable[Record], count: int, contract: Contract, keep: Collection[str] = ()
+    rows: Iterable[Record],
+    count: int,
+    contract: Contract,
+    by_column: Sequence[Any] = (),
+    keep: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """Stacks `count` training rows: `key`, numbers, arrays, and as object arrays those in `keep`.
+
+    `by_column` are transforms whose `columns` is applied at the end.
 
     Raises:
       UserError: rows whose features or shapes differ, pictures of another size than the contract's,
@@ -26,6 +32,7 @@ def stack(
     arrays: dict[str, np.ndarray] = {}
     values: dict[str, list[Any]] = {}
     names: set[str] = set()
+    inputs: dict[str, list[Any]] = {transform.key: [] for transform in by_column}
     # One row at a time is copied and let go: a list of pictures would leave the CPU's caches, and
     # the pages of its memory would go back to the system and be mapped again for every batch.
     for i, row in enumerate(rows):
@@ -49,9 +56,14 @@ def stack(
             )
         for name, array in arrays.items():
             _copy(array, i, row[name], name)
-        for name, column in values.items():
+        for name, column in itertools.chain(values.items(), inputs.items()):
             column.append(row[name])
-    return arrays | {name: _column(name, column, keep) for name, column in values.items()}
+    batch = arrays | {name: _column(name, column, keep) for name, column in values.items()}
+    for transform in by_column:
+        batch |= transform.columns(inputs)
+    if contract.tokenizer is not None and "tokens" not in batch:
+        raise UserError("the transforms leave no tokens: end with ChooseCaption(), Tokenize()")
+    return batch
 
 
 def stack_examples(rows: Iterable[Record], count: int) -> dict[str, Any]:
@@ -97,8 +109,6 @@ def _check_first(row: Record, contract: Contract) -> None:
             f"the transforms must end with uint8 images of the contract's {size} x {size} pixels, "
             f"not {found}: Decode(), then Resize(), RandomResizedCrop() or CenterCrop()"
         )
-    if contract.tokenizer is not None and "tokens" not in row:
-        raise UserError("the transforms leave no tokens: end with ChooseCaption(), Tokenize()")
 
 
 def _copy(array: np.ndarray, i: int, value: Any, name: str) -> None:

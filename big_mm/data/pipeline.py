@@ -7,13 +7,12 @@ shuffle, repeat and mix, O(1) each), its generator is seeded by p, and the globa
 positions [t*B, (t+1)*B), of which host h of H takes the h-th slice.
 """
 
-import bisect
 import dataclasses
 import functools
 import itertools
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -23,20 +22,22 @@ from absl import flags, logging
 from big_mm.data import batching
 from big_mm.data import transforms as transforms_lib
 from big_mm.data.contract import Contract
-from big_mm.data.damage import DAMAGE, BadRecord
+from big_mm.data.damage import DAMAGE
 from big_mm.data.prefetch import prefetch_to_device
 from big_mm.data.records import Source
+from big_mm.data.rows import Examined, Records, Transformed
 from big_mm.data.transforms import Record, Transform
 from big_mm.spec import UserError
 
-# Consecutive damaged records that one row steps over before the data counts as unusable.
-MAX_NEIGHBOURS = 64
 # Rows that one thread prepares at a time: enough to hide Grain's cost per element, few enough that
 # threads and workers share a large batch evenly.
 _CHUNK = 64
+# Records that are read before the first of them is decoded. Decoding a picture evicts the reader's
+# code and tables from the CPU's caches; reading a few in a row pays for that once.
+_AHEAD = 8
 _FOREVER = 2**62
 
-__all__ = ["MAX_NEIGHBOURS", "Pipeline", "examples", "prefetch_to_device"]
+__all__ = ["Pipeline", "examples", "prefetch_to_device"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +97,7 @@ class Pipeline:
 
     def where(self, bad_index: int | np.integer) -> str:
         """File and offset of the record that a row's `bad_index` names."""
-        source, index = _Records(tuple(self.sources)).locate(int(bad_index))
-        return source.where(index)
+        return Records(tuple(self.sources)).where(int(bad_index))
 
     def batches(
         self,
@@ -119,11 +119,16 @@ class Pipeline:
         """
         share = _share(batch_size, process_count)
         chunk = _chunk_size(share)
-        prepare = _Prepare(_Records(tuple(self.sources)), self._bound(contract), self.cache)
-        rows = self._order(seed).random_map(prepare, seed=_seed(seed, "augmentation"))
-        stack = functools.partial(batching.stack, contract=contract, keep=self.keep)
+        bound = [t.bind(contract) if hasattr(t, "bind") else t for t in self.transforms]
+        by_row, by_column = _split(bound)
+        records = Records(tuple(self.sources))
+        rows = Transformed(records, by_row, self.cache, _seed(seed, "augmentation"))
+        stack = functools.partial(
+            batching.stack, by_column=by_column, contract=contract, keep=self.keep
+        )
+        slicing = _Slicing(batch_size, process_index * share, share, chunk)
         chunks = grain.MapDataset.range(start_step * (share // chunk), _FOREVER).map(
-            _Chunk(rows, batch_size, process_index * share, share, chunk, stack)
+            _Chunk(self._order(seed), rows, stack, slicing)
         )
         return _stream(
             chunks, share // chunk, self.num_threads, self.prefetch, num_workers=self.num_workers
@@ -132,7 +137,7 @@ class Pipeline:
     def _order(self, seed: int) -> grain.MapDataset:
         """Position in the run -> record number, without end."""
         orders = []
-        for start, source in zip(_Records(tuple(self.sources)).starts, self.sources, strict=True):
+        for start, source in zip(Records(tuple(self.sources)).starts, self.sources, strict=True):
             if not len(source):
                 raise UserError(f"source {len(orders)} has no records: {source}")
             order = grain.MapDataset.range(start, start + len(source))
@@ -142,9 +147,6 @@ class Pipeline:
         if len(orders) == 1:
             return orders[0]
         return grain.MapDataset.mix(orders, self.weights or [len(s) for s in self.sources])
-
-    def _bound(self, contract: Contract) -> tuple[Transform, ...]:
-        return tuple(t.bind(contract) if hasattr(t, "bind") else t for t in self.transforms)
 
 
 def examples(
@@ -172,9 +174,10 @@ def examples(
     share = _share(batch_size, process_count)
     chunk = _chunk_size(share)
     steps = -(-len(source) // batch_size)
-    rows = grain.MapDataset.range(steps * batch_size).map(_Examine(source, contract))
+    order = grain.MapDataset.range(steps * batch_size)
+    slicing = _Slicing(batch_size, process_index * share, share, chunk)
     chunks = grain.MapDataset.range(steps * (share // chunk)).map(
-        _Chunk(rows, batch_size, process_index * share, share, chunk, batching.stack_examples)
+        _Chunk(order, Examined(source, contract), batching.stack_examples, slicing)
     )
     seen = sound = 0
     for batch in _stream(chunks, share // chunk, num_threads, prefetch=2):
@@ -189,127 +192,44 @@ def examples(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Records:
-    """The records of several sources under one numbering."""
+class _Slicing:
+    """Which positions of the run a chunk of this host is."""
 
-    sources: tuple[Source, ...]
-
-    @functools.cached_property
-    def starts(self) -> list[int]:
-        return [0, *itertools.accumulate(map(len, self.sources))][:-1]
-
-    def locate(self, number: int) -> tuple[Source, int]:
-        which = bisect.bisect_right(self.starts, number) - 1
-        return self.sources[which], number - self.starts[which]
-
-
-class _Prepare:
-    """Record number -> transformed record, or that of its next sound neighbour."""
-
-    def __init__(self, records: _Records, transforms: Sequence[Transform], cache: bool):
-        self._records = records
-        steps = [
-            (t.random_map, True) if isinstance(t, grain.transforms.RandomMap) else (t.map, False)
-            for t in transforms
-        ]
-        first = next((i for i, (_, random) in enumerate(steps) if random), len(steps))
-        self._cached, self._rest = steps[: first * cache], steps[first * cache :]
-        self._cache: dict[int, Record] | None = {} if cache else None
-
-    def __call__(self, number: int, rng: np.random.Generator) -> Record:
-        source, index = self._records.locate(number)
-        first_damage = None
-        for step in range(min(MAX_NEIGHBOURS, len(source))):
-            neighbour = (index + step) % len(source)
-            try:
-                record = dict(self._read(source, neighbour, number - index + neighbour))
-                for transform, random in self._rest:
-                    record = transform(record, rng) if random else transform(record)
-            except BadRecord as damage:
-                first_damage = first_damage or damage
-                continue
-            record.setdefault("label", -1)
-            record["bad_index"] = -1 if first_damage is None else number
-            record["bad_kind"] = -1 if first_damage is None else DAMAGE.index(first_damage.kind)
-            return record
-        raise UserError(
-            f"{step + 1} records in a row are damaged, from {source.where(index)} on "
-            f"({first_damage}): big_mm.doctor examines shards"
-        )
-
-    def _read(self, source: Source, index: int, number: int) -> Record:
-        if self._cache is None:
-            return source[index]
-        if number not in self._cache:
-            record = source[index]
-            for transform, _ in self._cached:
-                record = transform(record)
-            for value in record.values():
-                if isinstance(value, np.ndarray):
-                    value.flags.writeable = False  # shared by all later epochs
-            self._cache[number] = record
-        return self._cache[number]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Examine:
-    """Position -> prepared evaluation record; past the end of the source an empty one."""
-
-    source: Source
-    contract: Contract
-
-    def __call__(self, position: int) -> Record:
-        size = self.contract.image_size
-        blank = {
-            "image": np.zeros((size, size, 3), np.uint8),
-            "mask": False,
-            "label": -1,
-            "key": "",
-            "captions": [],
-            "bad_index": -1,
-            "bad_kind": -1,
-        }
-        if self.contract.tokenizer is not None:
-            shape = (self.contract.max_len,)
-            blank["tokens"] = np.full(shape, self.contract.tokenizer.pad_id, np.int32)
-            blank["token_mask"] = np.zeros(shape, bool)
-        if position >= len(self.source):
-            return blank
-        try:
-            return blank | self._prepare(self.source[position]) | {"mask": True}
-        except BadRecord as damage:
-            return blank | {"bad_index": position, "bad_kind": DAMAGE.index(damage.kind)}
-
-    def _prepare(self, record: Record) -> Record:
-        if not record.get("image"):
-            raise BadRecord("missing_image")
-        prepared = record | {"image": self.contract.image(record["image"])}
-        if "captions" in record:
-            captions = [c for c in record["captions"] if c.strip()]
-            if not captions:
-                raise BadRecord("empty_caption")
-            prepared["captions"] = captions
-            if self.contract.tokenizer is not None:
-                tokens, token_mask = self.contract.text(captions[:1])
-                prepared |= {"tokens": tokens[0], "token_mask": token_mask[0]}
-        return prepared
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chunk:
-    """Number of a chunk of this host -> its rows, stacked."""
-
-    rows: grain.MapDataset
     batch_size: int
     offset: int
     share: int
     size: int
-    stack: Any
 
-    def __call__(self, number: int) -> dict[str, Any]:
-        step, part = divmod(number, self.share // self.size)
+    def positions(self, chunk: int) -> range:
+        step, part = divmod(chunk, self.share // self.size)
         first = step * self.batch_size + self.offset + part * self.size
-        return self.stack((self.rows[first + i] for i in range(self.size)), self.size)
+        return range(first, first + self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """Number of a chunk -> its rows, stacked.
+
+    Attributes:
+      order: position in the run -> record number.
+      rows: `fetch(number)`, then `finish(position, number, fetched)`.
+      stack: an iterator over rows and their count -> arrays.
+    """
+
+    order: grain.MapDataset
+    rows: Transformed | Examined
+    stack: Callable[[Iterator[Record], int], dict[str, Any]]
+    slicing: _Slicing
+
+    def __call__(self, chunk: int) -> dict[str, Any]:
+        return self.stack(self._rows(self.slicing.positions(chunk)), self.slicing.size)
+
+    def _rows(self, positions: range) -> Iterator[Record]:
+        for start in range(0, len(positions), _AHEAD):
+            block = positions[start : start + _AHEAD]
+            numbers = [self.order[position] for position in block]
+            fetched = [self.rows.fetch(number) for number in numbers]
+            yield from map(self.rows.finish, block, numbers, fetched)
 
 
 def _stream(
@@ -359,6 +279,14 @@ def _chunk_size(share: int) -> int:
     """The largest divisor up to _CHUNK; all rows at once if that is too small to be worth it."""
     size = next(d for d in range(min(share, _CHUNK), 0, -1) if share % d == 0)
     return size if size >= _CHUNK // 4 else share
+
+
+def _split(transforms: Sequence[Transform]) -> tuple[Sequence[Transform], Sequence[Transform]]:
+    """The transforms of single rows, and those at the end that can take whole columns."""
+    count = len(transforms)
+    while count and hasattr(transforms[count - 1], "columns"):
+        count -= 1
+    return transforms[:count], transforms[count:]
 
 
 def _seed(seed: int, purpose: str) -> int:

@@ -3,7 +3,8 @@
 A record is a flat dict: encoded `image` bytes, `captions` (list of texts), `key`, `label`, extras.
 A field left None is the contract's: `bind(contract)` returns the transform with it filled in. All
 randomness comes from the generator that is handed in, so that a record's augmentation depends on
-its place in the run and on nothing else.
+its place in the run and on nothing else. Where the last transforms have a method `columns`, which
+does what `map` does for many rows at once and reads the feature `key` only, that is called.
 """
 
 import dataclasses
@@ -192,9 +193,18 @@ class Tokenize(grain.transforms.Map):
         return dataclasses.replace(self, contract=self.contract or contract)
 
     def map(self, record: Record) -> Record:
-        tokens, token_mask = self.contract.text([record[self.key]])
-        text_id = zlib.crc32(tokens.tobytes()) - 2**31
-        return record | {"tokens": tokens[0], "token_mask": token_mask[0], "text_id": text_id}
+        columns = self.columns({self.key: [record[self.key]]})
+        return record | {name: column[0] for name, column in columns.items()}
+
+    def columns(self, columns: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+        """`map` of many rows at once, which is faster: their new features, stacked."""
+        tokens, token_mask = self.contract.text(columns[self.key])
+        text_id = [zlib.crc32(row.tobytes()) - 2**31 for row in tokens]
+        return {
+            "tokens": tokens,
+            "token_mask": token_mask,
+            "text_id": np.asarray(text_id, np.int32),
+        }
 
 
 Transform = grain.transforms.Map | grain.transforms.RandomMap

@@ -240,8 +240,9 @@ def test_damage_is_part_of_the_order(damaged, contract, cache):
 def test_when_nothing_decodes_the_run_stops(folder, contract, workers):
     source = write(folder / "hopeless.tfrecord", [features(i, image=b"x") for i in range(5)])
     pipeline = Pipeline(source, num_workers=workers)
-    with pytest.raises(UserError, match=r"5 records in a row .*hopeless.*undecodable_image"):
+    with pytest.raises(UserError, match=r"all records from .*hopeless.*undecodable") as error:
         next(pipeline.batches(contract, 4, 0))
+    assert "\n" not in str(error.value)
 
 
 class Filter(grain.transforms.Filter):
