@@ -29,26 +29,28 @@ from big_mm.training.muon import Muon
 from big_mm.training.run import Run
 from big_mm.training.schedules import WarmupCosine
 
-IMAGE_SIZE, PATCH_SIZE, MAX_LEN, VOCABULARY = 48, 6, 24, 2048
+IMAGE_SIZE, PATCH_SIZE, MAX_LEN, VOCABULARY = 48, 8, 24, 2048
 
 
 def get_config(arg="."):
     folders = arg.split("+")
+    model = variants.coca(
+        "tiny",
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        vocab_size=VOCABULARY,
+        max_len=MAX_LEN,
+        queries=16,
+        blocks={"unroll": 4},
+    )
+    model.image.position = "sincos2d"
     return spec(
         Run,
         steps=3_000,
         batch_size=128,
         objective=spec(
             Weighted,
-            model=variants.coca(
-                "tiny",
-                image_size=IMAGE_SIZE,
-                patch_size=PATCH_SIZE,
-                vocab_size=VOCABULARY,
-                max_len=MAX_LEN,
-                queries=16,
-                blocks={"unroll": 4},
-            ),
+            model=model,
             # Small sets repeat their captions: equal ones are no negatives of each other.
             losses={
                 "contrastive": spec(contrastive.Softmax, positives="text_id"),
