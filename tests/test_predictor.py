@@ -3,7 +3,11 @@
 import dataclasses
 import functools
 import io
+import os
 import pathlib
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -78,6 +82,68 @@ def test_devices_do_not_matter(predictor, inputs, expected):
         np.testing.assert_allclose(found[key], wanted[key], atol=2e-3, err_msg=key)
     images = inputs["image"][:11]
     assert spread.caption(images, num_beams=2) == predictor.caption(images, num_beams=2)
+
+
+ONE_OF_TWO_PROCESSES = """
+import pathlib, sys
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+from big_mm import mesh, spec, trees
+mesh.init_distributed()
+import tiny
+from big_mm.predictor import Predictor
+
+folder = pathlib.Path(sys.argv[1])
+built = spec.build(tiny.config(folder))
+model, contract = built["objective"].model, built["contract"]
+devices = mesh.MeshConfig(data=2, fsdp=2).make()
+flat = trees.flatten(jax.device_get(tiny.parameters(model, contract)))
+place = mesh.shardings(flat, devices)
+put = jax.make_array_from_callback
+params = {key: put(leaf.shape, place[key], leaf.__getitem__) for key, leaf in flat.items()}
+
+class Images(list):
+    read = []
+    def __getitem__(self, i):
+        self.read.append(i)
+        return super().__getitem__(i)
+
+predictor = Predictor(model, trees.unflatten(params), contract, devices, batch_size=8)
+images = tiny.images(5)
+mine = images[2 * jax.process_index() :][:2]
+tokens, token_mask = contract.text(tiny.TEXTS[:2])
+batch = {"image": mine, "tokens": tokens, "token_mask": token_mask}
+np.savez(
+    folder / "out.npz",
+    embedding=predictor.encode_image(Images(images)),
+    read=Images.read,
+    outputs=predictor.outputs(batch, ["image_embedding"])["image_embedding"],
+)
+"""
+
+
+def test_every_process_gets_everything_and_prepares_its_own_rows(predictor, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    here = pathlib.Path(__file__).resolve().parent
+    common = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+    }
+    running = []
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+        command = [sys.executable, "-c", ONE_OF_TWO_PROCESSES, str(tmp_path / str(i))]
+        running.append(subprocess.Popen(command, env=common | {"JAX_PROCESS_ID": str(i)}))
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    expected = predictor.encode_image(tiny.images(5))
+    found = [np.load(tmp_path / str(i) / "out.npz") for i in range(2)]
+    for arrays in found:
+        np.testing.assert_allclose(arrays["embedding"], expected, atol=2e-4)
+        np.testing.assert_allclose(arrays["outputs"], expected[:4], atol=2e-4)
+    assert [sorted(arrays["read"]) for arrays in found] == [[0, 1, 2, 3], [4]]
 
 
 def test_outputs_are_the_models(predictor, inputs, expected):
