@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_mm import allocator, mesh, spec, trees
+from big_mm.models.coca import CoCa
 from big_mm.objectives.base import Weighted
 from big_mm.training import optimizer as optimizers
 from big_mm.training import state as states
@@ -40,6 +41,7 @@ from big_mm.training.step import Update
 
 HERE = pathlib.Path(__file__).parent
 MATMUL = 2048
+TERMS = ("contrastive", "captioning")
 
 
 def model_flops(objective: Weighted, params: Any, batch: dict[str, Any]) -> int:
@@ -87,6 +89,8 @@ class Problem:
         spec.override(run, overrides)
         objective = spec.build(run.objective)
         model, rng, rows = objective.model, np.random.default_rng(0), run.batch_size
+        if not isinstance(model, CoCa) or model.legacy or model.embed_dim or model.tie_embeddings:
+            sys.exit("the peer is a plain CoCa: not legacy, no projections, no tied embeddings")
         side, length = model.image.image_size, model.text.max_len
         lengths = rng.integers(length // 2, length + 1, rows)
         batch = {
@@ -94,6 +98,8 @@ class Problem:
             "tokens": rng.integers(5, model.text.vocab_size, (rows, length)).astype(np.int32),
             "token_mask": np.arange(length) < lengths[:, None],
         }
+        ids = {getattr(loss, "positives", "") for loss in objective.losses.values()} - {""}
+        batch |= {key: np.arange(rows, dtype=np.int32) for key in ids}  # no two are the same
         return cls(objective, batch)
 
     def sizes(self) -> dict[str, Any]:
@@ -116,12 +122,12 @@ class Problem:
             "vocab_size": model.text.vocab_size,
             "max_len": model.text.max_len,
             "queries": model.queries,
+            "pooling": model.pooling,
+            "weights": {name: self.objective.weights.get(name, 1.0) for name in TERMS},
         }
 
     def params(self) -> Any:
-        """Initial parameters, unstacked leaves in float32; biases are made random, so that a
-        comparison of losses sees them too.
-        """
+        """Initial parameters and some noise, so that a comparison of losses sees biases too."""
         params = jax.jit(lambda: states.init_params(self.objective, self.batch, 0))()
         rng = np.random.default_rng(1)
         return jax.tree.map(

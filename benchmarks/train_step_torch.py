@@ -106,12 +106,14 @@ class Pooler(nn.Module):
 
 
 class CoCa(nn.Module):
-    """big_mm.models.coca.CoCa with cascaded poolers and without projections."""
+    """big_mm.models.coca.CoCa without projections, and its two losses."""
 
     def __init__(self, sizes: dict):
         super().__init__()
         image, text = sizes["image"], sizes["text"]
         width, eps = text["width"], text["eps"]
+        self.cascade = sizes["pooling"] == "cascade"
+        self.weights = [sizes["weights"][name] for name in ("contrastive", "captioning")]
         self.patch_size = sizes["patch_size"]
         self.patch = nn.Linear(3 * self.patch_size**2, image["width"])
         patches = (sizes["image_size"] // self.patch_size) ** 2
@@ -130,12 +132,13 @@ class CoCa(nn.Module):
         self.caption_head = nn.Linear(width, sizes["vocab_size"], bias=False)
         self.log_scale = nn.Parameter(torch.empty(()))
 
-    def forward(self, image: Tensor, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """The contrastive and the captioning loss."""
+    def forward(self, image: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+        """The weighted sum of the contrastive and the captioning loss."""
         batch, length = tokens.shape
         x = self.patch(self._patches(image)) + self.image_positions
-        image_tokens = self.pooler(self.image_norm(self.image(x)))
-        image_embedding = self.contrastive_pooler(image_tokens)[:, 0]
+        x = self.image_norm(self.image(x))
+        image_tokens = self.pooler(x)
+        image_embedding = self.contrastive_pooler(image_tokens if self.cascade else x)[:, 0]
 
         x = self.embedding(tokens) + self.text_positions[:length]
         cls = (self.cls + self.text_positions[-1]).expand(batch, 1, -1)
@@ -151,7 +154,8 @@ class CoCa(nn.Module):
         own = torch.arange(batch)
         contrastive = F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)
         target = tokens[:, 1:].masked_fill(~valid[:, 1:], -100)
-        return contrastive / 2, F.cross_entropy(logits[:, :-1].flatten(0, 1), target.flatten())
+        captioning = F.cross_entropy(logits[:, :-1].flatten(0, 1), target.flatten())
+        return self.weights[0] * contrastive / 2 + self.weights[1] * captioning
 
     def _patches(self, image: Tensor) -> Tensor:
         size = self.patch_size
@@ -230,8 +234,7 @@ def main() -> None:
     forward = torch.compile(model) if arguments.compile else model
 
     def step() -> float:
-        contrastive, captioning = forward(*inputs)
-        loss = contrastive + 2 * captioning
+        loss = forward(*inputs)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
