@@ -218,7 +218,8 @@ def beam_search(
         done=jnp.zeros(rows, bool),
     )
     state, parents = _advance(state, logits, prefix, how, vocabulary)
-    cache = _gather(cache, jnp.zeros_like(parents), rows, batch_axis)
+    first = jnp.zeros_like(parents)
+    cache = jax.tree.map(lambda leaf: _gather(leaf, first, rows, batch_axis), cache)
 
     def unfinished(carry: tuple[_Beams, Cache]) -> Array:
         return (carry[0].t < length) & ~carry[0].done.all()
@@ -226,10 +227,13 @@ def beam_search(
     def body(carry: tuple[_Beams, Cache]) -> tuple[_Beams, Cache]:
         state, cache = carry
         last = jax.lax.dynamic_index_in_dim(state.live, state.t - 1, axis=2)
-        logits, cache = step(last.reshape(rows * beams, 1), cache)
+        logits, new = step(last.reshape(rows * beams, 1), cache)
         logits = logits.reshape(rows, beams, -1)
         state, parents = _advance(state, logits, prefix, how, vocabulary)
-        return state, _gather(cache, parents, rows * beams, batch_axis)
+        move = functools.partial(_gather, parents=parents, rows=rows * beams, axis=batch_axis)
+        # What the step does not write (keys and values of the image, the largest part) is the same
+        # for all beams of a row, so it need not move.
+        return state, jax.tree.map(lambda old, new: old if new is old else move(new), cache, new)
 
     state, _ = jax.lax.while_loop(unfinished, body, (state, cache))
     return state.kept, state.kept_scores
@@ -294,25 +298,21 @@ def _advance(
     ), jnp.take_along_axis(parents, best, axis=1)
 
 
-def _gather(cache: Cache, parents: Array, rows: int, axis: int) -> Cache:
-    """The cache whose row [i, k] is row [i, parents[i, k]] of a cache of `rows` rows.
+def _gather(leaf: Array, parents: Array, rows: int, axis: int) -> Array:
+    """The cache leaf whose row [i, k] is row [i, parents[i, k]] of a leaf of `rows` rows.
 
-    A leaf may hold several cache rows for each row (guidance holds two); they move together.
+    It may hold several cache rows for each row (guidance holds two); they move together.
     """
+    if leaf.ndim <= axis:
+        return leaf
     groups = parents.shape[0]
-
-    def move(leaf: Array) -> Array:
-        if leaf.ndim <= axis:
-            return leaf
-        before, here, after = leaf.shape[:axis], leaf.shape[axis], leaf.shape[axis + 1 :]
-        if here % rows:
-            raise ValueError(f"cache leaf {leaf.shape}: axis {axis} is no multiple of {rows} rows")
-        leaf = leaf.reshape(*before, groups, rows // groups, here // rows, *after)
-        # Mapped over the groups, so that a sharded batch gathers within each device.
-        take = jax.vmap(functools.partial(jnp.take, axis=axis), (axis, 0), axis)
-        return take(leaf, parents).reshape(*before, -1, *after)
-
-    return jax.tree.map(move, cache)
+    before, here, after = leaf.shape[:axis], leaf.shape[axis], leaf.shape[axis + 1 :]
+    if here % rows:
+        raise ValueError(f"cache leaf {leaf.shape}: axis {axis} is no multiple of {rows} rows")
+    leaf = leaf.reshape(*before, groups, rows // groups, here // rows, *after)
+    # Mapped over the groups, so that a sharded batch gathers within each device.
+    take = jax.vmap(functools.partial(jnp.take, axis=axis), (axis, 0), axis)
+    return take(leaf, parents).reshape(*before, -1, *after)
 
 
 def _extend(

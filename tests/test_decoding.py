@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -325,6 +326,27 @@ def test_numbers_do_not_recompile():
             keys,
         )
     assert len(traces) == 1
+
+
+def test_what_the_step_does_not_write_is_not_moved():
+    toy, gathered = Toy(2), []
+    cache = toy.cache() | {"constant": jnp.zeros((1, 2, 5))}
+    how = decoding.options(num_beams=3)
+
+    def search(cache):
+        return decoding.beam_search(toy.step, cache, starts(2), how, IDS, batch_axis=1)
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "gather":
+                gathered.append(math.prod(equation.outvars[0].aval.shape))
+            for value in equation.params.values():
+                if hasattr(value, "jaxpr"):
+                    walk(value.jaxpr)
+
+    walk(jax.make_jaxpr(search)(cache).jaxpr)
+    assert gathered.count(2 * 3 * 5) == 1, "once, when a row becomes three beams"
+    assert gathered.count(2 * 3 * LENGTH * WIDTH) == 4, "keys and values move at every step"
 
 
 def test_a_cache_without_the_rows_is_an_error():
