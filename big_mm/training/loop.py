@@ -149,8 +149,9 @@ class Loop:
 
     def evaluated(self) -> bool:
         """Whether the step that a resumed run begins with has its evaluation in metrics.jsonl."""
-        known = () if self.writer is None else self.writer.names()
-        return any(name.split("/")[0] in self.run.evaluators for name in known)
+        names = () if self.writer is None else self.writer.names()
+        found = any(name.split("/")[0] in self.run.evaluators for name in names)
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(found)))
 
     def finish(self, state: State) -> dict[str, float]:
         """The final evaluation, evaluation.json and the report."""

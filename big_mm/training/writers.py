@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import rich.console
-import rich.progress
+import rich.live
+import rich.text
 import tensorboardX
 from etils import epath
 
@@ -114,27 +115,23 @@ class Throughput:
 
 
 class ProgressLine:
-    """One live line on a terminal; elsewhere a plain line whenever it is updated."""
+    """One live line on a terminal (more if it is narrow); elsewhere a plain line an update."""
 
     def __init__(self, step: int, steps: int):
         self._steps = steps
-        self._console = rich.console.Console(file=sys.stderr)
-        self._live: rich.progress.Progress | None = None
-        if self._console.is_terminal:
-            self._live = rich.progress.Progress(
-                rich.progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-                rich.progress.BarColumn(bar_width=20),
-                rich.progress.TextColumn("{task.description}"),
-                console=self._console,
-            )
-            self._task = self._live.add_task("compiling", total=steps, completed=step)
+        console = rich.console.Console(file=sys.stderr)
+        self._live: rich.live.Live | None = None
+        if console.is_terminal:
+            self._live = rich.live.Live(console=console, refresh_per_second=2)
             self._live.start()
+        self.update(step, "compiling")
 
     def update(self, step: int, text: str) -> None:
+        line = f"step {step:,}/{self._steps:,}  {text}"
         if self._live is not None:
-            self._live.update(self._task, completed=step, description=text)
+            self._live.update(rich.text.Text(line))
         else:
-            print(f"step {step}/{self._steps}  {text}", file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._live is not None:

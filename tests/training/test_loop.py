@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -19,6 +20,7 @@ from big_mm.evaluators import base as evaluators
 from big_mm.mesh import MeshConfig
 from big_mm.spec import UserError
 from big_mm.training import checkpoint, loop, optimizer, writers
+from big_mm.training.run import prepare
 from tests.training import runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -45,31 +47,43 @@ def test_sigterm_saves_and_the_continued_run_is_the_uninterrupted_one(whole, tmp
     assert runs.losses(tmp_path / "run") == runs.losses(whole)
 
 
-def in_process(directory: pathlib.Path, name: str, **environment) -> subprocess.CompletedProcess:
-    """Trains directory/config.json in a process of its own; a user's would see one device."""
-    program = (
-        "import sys, pathlib; from big_mm import spec; from big_mm.training import loop\n"
-        "text = pathlib.Path(sys.argv[1]).read_text()\n"
-        "loop.train(spec.from_json(text, trusted=('big_mm', 'tests')), sys.argv[2])\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", program, str(directory / "config.json"), str(directory / name)],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+PROGRAM = """
+import pathlib, sys
+from big_mm import mesh, spec
+from big_mm.training import loop
+mesh.init_distributed()
+text = pathlib.Path(sys.argv[1]).read_text()
+loop.train(spec.from_json(text, trusted=("big_mm", "tests")), sys.argv[2])
+"""
+
+
+def in_processes(directory: pathlib.Path, *environments) -> list[tuple[int, str]]:
+    """Trains directory/config.json into directory/run, in one process for each environment.
+
+    Returns the exit codes and what was written to stderr.
+    """
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(directory / "config.json"), str(directory / "run")],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for environment in environments
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in begun]
+    return [(process.returncode, error) for process, error in zip(begun, errors, strict=True)]
 
 
 def test_sigkill_while_saving_and_the_continued_run_is_the_uninterrupted_one(whole, tmp_path):
     fault = {"at": 4, "marker": str(tmp_path / "marker"), "signal": signal.SIGKILL}
     (tmp_path / "config.json").write_text(spec.to_json(runs.config(tmp_path, fault=fault)))
     # The save of step 4 has just begun: it may or may not have been committed.
-    killed = in_process(tmp_path, "run", JAX_NUM_CPU_DEVICES="8")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    continued = in_process(tmp_path, "run", JAX_NUM_CPU_DEVICES="8")
-    assert continued.returncode == 0, continued.stderr
+    [(code, error)] = in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "8"})
+    assert code == -signal.SIGKILL, error
+    [(code, error)] = in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "8"})
+    assert code == 0, error
     assert runs.digests(tmp_path / "run") == runs.digests(whole)
     assert runs.losses(tmp_path / "run") == runs.losses(whole)
 
@@ -77,10 +91,24 @@ def test_sigkill_while_saving_and_the_continued_run_is_the_uninterrupted_one(who
 def test_one_device_gives_the_losses_of_eight(whole, tmp_path):
     assert jax.device_count() == 8
     (tmp_path / "config.json").write_text(spec.to_json(runs.config(tmp_path)))
-    done = in_process(tmp_path, "run", JAX_NUM_CPU_DEVICES="1")
-    assert done.returncode == 0, done.stderr
+    [(code, error)] = in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "1"})
+    assert code == 0, error
     one, eight = (np.array(runs.losses(folder)) for folder in (tmp_path / "run", whole))
     np.testing.assert_allclose(one, eight, rtol=2e-5)
+
+
+def test_two_processes_stop_together_and_one_continues(whole, tmp_path):
+    fault = {"at": 2, "marker": str(tmp_path / "marker"), "signal": signal.SIGTERM}
+    made = runs.config(tmp_path, fault=fault)
+    (tmp_path / "config.json").write_text(spec.to_json(made))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    ended = in_processes(tmp_path, *(common | {"JAX_PROCESS_ID": str(i)} for i in range(2)))
+    assert [code for code, _ in ended] == [0, 0], ended
+    runs.train(made, tmp_path / "run")
+    np.testing.assert_allclose(runs.losses(tmp_path / "run"), runs.losses(whole), rtol=2e-5)
 
 
 def test_sharded_parameters_give_the_same_losses_and_restore_onto_another_mesh(whole, tmp_path):
@@ -95,8 +123,6 @@ def test_sharded_parameters_give_the_same_losses_and_restore_onto_another_mesh(w
 
 
 def test_moments_and_averages_lie_like_their_parameters(tmp_path):
-    from big_mm.training.run import prepare
-
     mesh = spec.spec(MeshConfig, data=2, fsdp=4)
     run = spec.build(runs.config(tmp_path, mesh=mesh))
     state = prepare(run, loop.open_data(run, 0)[0]).state

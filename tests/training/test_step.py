@@ -6,13 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from big_mm import mesh as mesh_lib
 from big_mm import trees
-from big_mm.losses import captioning, contrastive
+from big_mm.losses import captioning
 from big_mm.objectives.base import Weighted
-from big_mm.spec import UserError
 from big_mm.training import optimizer, step
 from big_mm.training import state as states
 from big_mm.types import Aux, Mean
@@ -37,8 +35,8 @@ def batch(seed: int = 0) -> dict:
     return {"image": image, "tokens": tokens.astype(np.int32), "token_mask": token_mask}
 
 
-def captioner(**options) -> Weighted:
-    return Weighted(Model(VOCABULARY), {"captioning": captioning.CrossEntropy()}, **options)
+def captioner() -> Weighted:
+    return Weighted(Model(VOCABULARY), {"captioning": captioning.CrossEntropy()})
 
 
 def start(objective, chosen, *, ema: bool = False) -> states.State:
@@ -101,13 +99,6 @@ def test_carry_comes_back_in_the_batch_order():
     new, _ = update(objective, chosen, accumulate=4)(start(objective, chosen), rows)
     np.testing.assert_array_equal(new.extra["rows"], np.arange(ROWS))
     np.testing.assert_allclose(new.extra["mean"], np.arange(ROWS).mean())
-
-
-def test_coupled_terms_refuse_accumulation():
-    objective = Weighted(Model(VOCABULARY), {"contrastive": contrastive.Softmax()})
-    objective.check_accumulation(1)
-    with pytest.raises(UserError, match="contrastive.*another loss"):
-        objective.check_accumulation(2)
 
 
 def test_frozen_parameters_cost_nothing_and_stay():
@@ -213,18 +204,3 @@ def test_damaged_rows_are_counted_and_not_shown_to_the_objective():
     for expected in (3, 6):
         state, metrics = run(state, batch() | {"bad": np.arange(ROWS) < 3})
         assert int(metrics["data/bad"]) == expected
-
-
-def test_weights_multiply_the_terms():
-    both = {"a": captioning.CrossEntropy(), "b": captioning.CrossEntropy()}
-    chosen = Sgd(learning_rate=0.1)
-    objective = Weighted(Model(VOCABULARY), both, {"b": 2.0})
-    _, metrics = update(objective, chosen)(start(objective, chosen), batch())
-    np.testing.assert_allclose(
-        metrics["loss"], metrics["loss/a"] + 2 * metrics["loss/b"], rtol=1e-6
-    )
-
-
-def test_weight_of_no_loss_is_an_error():
-    with pytest.raises(UserError, match="weights for .'captionin'."):
-        captioner(weights={"captionin": 2.0})
