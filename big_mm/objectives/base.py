@@ -6,7 +6,7 @@ subclass of `Weighted`. The trainer knows an objective only through them.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import linen as nn
