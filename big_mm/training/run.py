@@ -175,9 +175,11 @@ def check_divisible(run: Run, mesh: Mesh) -> None:
 
 
 def check_vocabulary(run: Run, outputs: dict[str, Any]) -> None:
-    """Raises a UserError where the model predicts other tokens than the tokenizer has."""
+    """Raises a UserError where the model has other tokens than the contract's tokenizer."""
     if "caption_logits" in outputs:
         run.contract.check_vocabulary(outputs["caption_logits"].shape[-1])
+    elif hasattr(text := getattr(run.objective.model, "text", None), "vocab_size"):
+        run.contract.check_vocabulary(text.vocab_size)
 
 
 def _creators(run: Run, batch: dict[str, Any]) -> tuple[Any, Any]:

@@ -59,15 +59,8 @@ class Update:
         ema = average(state.ema, updated, self.ema, state.step)
         extra = self.objective.update_extra(state.extra, params, aux)
 
-        metrics = {name: mean.compute() for name, mean in aux.metrics.items()}
-        metrics |= {f"loss/{name}": term.compute() for name, term in aux.terms.items()}
-        metrics |= {
-            "loss": value,
-            "grad_norm": norm(grads),
-            "param_norm": norm(trainable),
-            "update_norm": rate * norm(direction),
-            "learning_rate": rate,
-        }
+        metrics = summary(value, aux, {"grad": grads, "param": trainable, "update": direction})
+        metrics |= {"learning_rate": rate, "update_norm": rate * metrics["update_norm"]}
         good = self.acceptable(metrics)
         new = State(state.step, params, opt_state, ema, extra, state.skipped, bad)
         new = jax.tree.map(lambda n, old: jnp.where(good, n, old), new, state)
@@ -124,6 +117,13 @@ def _gather(stacked: Any) -> Any:
     if isinstance(stacked, Mean):
         return Mean(stacked.total.sum(0), stacked.count.sum(0))
     return stacked.swapaxes(0, 1).reshape(-1, *stacked.shape[2:])
+
+
+def summary(value: Array, aux: Aux, measured: dict[str, Flat]) -> Metrics:
+    """Means of terms and metrics by name, and `<name>_norm` of what is measured."""
+    metrics = {name: mean.compute() for name, mean in aux.metrics.items()}
+    metrics |= {f"loss/{name}": term.compute() for name, term in aux.terms.items()}
+    return metrics | {"loss": value} | {f"{name}_norm": norm(x) for name, x in measured.items()}
 
 
 def norm(flat: Flat) -> Float[Array, ""]:

@@ -79,6 +79,19 @@ class CountingLoss:
         return Mean.of(outputs["logit_scale"] * rows["label"], None), {}
 
 
+def test_counting_costs_no_second_forward_pass():
+    """XLA counts a loop's body once: four microbatches cost what one batch of their size costs."""
+    objective, chosen = captioner(), Sgd(learning_rate=1.0)
+
+    def flops(times, accumulate):
+        rows = {key: np.concatenate([value] * times) for key, value in batch().items()}
+        run = update(objective, chosen, accumulate=accumulate)
+        lowered = run.lower(start(objective, chosen), rows)
+        return lowered.compile().cost_analysis()["flops"]
+
+    assert flops(4, 4) < 1.05 * flops(1, 1)
+
+
 def test_carry_comes_back_in_the_batch_order():
     class Carrying(Weighted):
         def loss(self, params, extra, rows, rng):
