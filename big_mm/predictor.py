@@ -36,6 +36,7 @@ from big_mm.types import HOST_ONLY, Batch, Outputs
 
 # A file's path or bytes, a Pillow image, or a uint8 array [H,W,3].
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+Pictures = Sequence[Picture] | np.ndarray
 
 
 def load(
@@ -109,7 +110,7 @@ class Predictor:
         """The same predictor, programs compiled so far included, with other parameters."""
         return dataclasses.replace(self, params=params)
 
-    def encode_image(self, images: Sequence[Picture] | np.ndarray) -> Float32[np.ndarray, "n dim"]:
+    def encode_image(self, images: Pictures) -> Float32[np.ndarray, "n dim"]:
         """Unit embeddings of pictures: Pillow images, uint8 arrays, files' paths or bytes.
 
         Raises:
@@ -118,7 +119,7 @@ class Predictor:
         """
         return self._collect(
             "images",
-            len(images),
+            _count(images),
             lambda at: (self._pictures(images, at),),
             functools.partial(self._program(programs.encode_image), self.params),
         )
@@ -139,14 +140,14 @@ class Predictor:
         )
 
     def similarity(
-        self, images: Sequence[Picture] | np.ndarray, texts: Sequence[str]
+        self, images: Pictures, texts: Sequence[str]
     ) -> Float32[np.ndarray, "images texts"]:
         """The cosine of each image with each text."""
         return self.encode_image(images) @ self.encode_text(texts).T
 
     def caption(
         self,
-        images: Sequence[Picture] | np.ndarray,
+        images: Pictures,
         *,
         prefix: str | Sequence[str] = "",
         num_beams: int | None = None,
@@ -171,16 +172,9 @@ class Predictor:
         Raises:
           UserError: as `encode_image`; a model that does not caption; options out of range.
         """
-        given = {
-            "num_beams": num_beams,
-            "length_penalty": length_penalty,
-            "min_len": min_len,
-            "max_len": max_len,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "guidance": guidance,
-        }
+        given = dict(num_beams=num_beams, length_penalty=length_penalty, guidance=guidance)
+        given |= dict(min_len=min_len, max_len=max_len)
+        given |= dict(temperature=temperature, top_k=top_k, top_p=top_p)
         given = {key: value for key, value in given.items() if value is not None}
         how = dataclasses.replace(self.contract.decoding, **given)
         tokens, _ = self.generate(images, how, prefix=prefix, seed=seed)
@@ -188,7 +182,7 @@ class Predictor:
 
     def generate(
         self,
-        images: Sequence[Picture] | np.ndarray,
+        images: Pictures,
         how: contract_lib.Decoding,
         *,
         prefix: str | Sequence[str] = "",
@@ -196,9 +190,10 @@ class Predictor:
     ) -> tuple[Int32[np.ndarray, "n length"], Float32[np.ndarray, " n"]]:
         """`caption` as tokens (bos, words, eos, pad ...) and their log-probabilities."""
         settings = dataclasses.asdict(how)
-        length = self._length(settings.pop("max_len"))
+        length = self._length(settings.pop("max_len"), how.min_len)
         options = decoding.options(**settings)
-        prefixes, given = self._prefixes(prefix, len(images), length)
+        count = _count(images)
+        prefixes, given = self._prefixes(prefix, count, length)
         # Powers of two: few programs, and at most half of a prefix is fed token by token.
         prefill = 1 << (int(given.min()).bit_length() - 1)
         tokenizer = self.contract.tokenizer
@@ -213,24 +208,25 @@ class Predictor:
             programs.generate, vocabulary=decoding.Vocabulary.of(tokenizer), prefill=prefill
         )
         return self._collect(
-            "captions", len(images), prepare, lambda *x: program(self.params, *x, seed, options)
+            "captions", count, prepare, lambda *x: program(self.params, *x, seed, options)
         )
 
     def caption_log_likelihood(
-        self, images: Sequence[Picture] | np.ndarray, captions: Sequence[str]
+        self, images: Pictures, captions: Sequence[str]
     ) -> tuple[Float32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
         """log p(caption | image) of each pair, and over how many tokens (eos included).
 
         Raises:
           UserError: as `caption`; lists of different lengths.
         """
-        if len(images) != len(captions):
-            raise UserError(f"{len(images)} images for {len(captions)} captions")
+        count = _count(images)
+        if count != len(captions):
+            raise UserError(f"{count} images for {len(captions)} captions")
         tokens, token_mask = self.contract.text(captions)
         counted = tokens != self.contract.tokenizer.pad_id
         return self._collect(
             "captions",
-            len(images),
+            count,
             lambda at: (self._pictures(images, at), tokens[at], token_mask[at], counted[at]),
             functools.partial(self._program(programs.caption_log_likelihood), self.params),
         )
@@ -250,7 +246,8 @@ class Predictor:
         """
         arrays = {k: v for k, v in batch.items() if k not in HOST_ONLY}
         rows = len(next(iter(arrays.values())))
-        local = -(-rows // self._local_pieces()) * self._local_pieces()
+        pieces = max(1, mesh_lib.batch_devices(self.mesh) // jax.process_count())
+        local = -(-rows // pieces) * pieces
         padded = {k: v[np.minimum(np.arange(local), rows - 1)] for k, v in arrays.items()}
         program = self._program(programs.forward, keys=None if keys is None else tuple(keys))
         outputs = jax.device_get(program(self.params, mesh_lib.to_global(padded, self.mesh)))
@@ -336,7 +333,7 @@ class Predictor:
         full = -(-self.batch_size // devices) * devices
         return next((n for n in (devices, 8 * devices) if count <= n < full), full)
 
-    def _pictures(self, images: Sequence[Picture] | np.ndarray, at: np.ndarray) -> np.ndarray:
+    def _pictures(self, images: Pictures, at: np.ndarray) -> np.ndarray:
         """The prepared pictures at positions `at`; those of other processes' devices stay black."""
         size = self.contract.image_size
         if isinstance(images, np.ndarray) and images.dtype == np.uint8:
@@ -356,11 +353,13 @@ class Predictor:
             list(pool.map(prepare, np.flatnonzero(here & (at >= 0)).tolist()))
         return out
 
-    def _length(self, max_len: int | None) -> int:
+    def _length(self, max_len: int | None, min_len: int) -> int:
         longest = self.contract.max_len
         length = longest if max_len is None else max_len
         if not 2 <= length <= longest:
             raise UserError(f"max_len={length} must be from 2 to the contract's {longest}")
+        if min_len > length:
+            raise UserError(f"min_len={min_len} is above max_len={length}")
         return length
 
     def _prefixes(
@@ -379,13 +378,18 @@ class Predictor:
         tokens = np.where(np.arange(length) < given[:, None], tokens[:, :length], tokenizer.pad_id)
         return np.broadcast_to(tokens, (count, length)), given
 
-    def _local_pieces(self) -> int:
-        return max(1, mesh_lib.batch_devices(self.mesh) // jax.process_count())
-
     def _track(self, work: range, name: str) -> Iterable[int]:
         stderr = console.Console(stderr=True)
         hidden = not (self.progress and stderr.is_terminal and len(work) > 4)
         return progress.track(work, name, console=stderr, transient=True, disable=hidden)
+
+
+def _count(images: Any) -> int:
+    """The number of pictures, if it is a list of them and not one alone."""
+    single = isinstance(images, (str, os.PathLike, bytes, Image.Image))
+    if single or (isinstance(images, np.ndarray) and images.ndim != 4):
+        raise UserError("images must be a list of pictures or an array [n,H,W,3]: write [picture]")
+    return len(images)
 
 
 def _picture(image: Picture, contract: contract_lib.Contract, position: int) -> np.ndarray:

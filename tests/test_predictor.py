@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from jaxtyping import TypeCheckError
 from PIL import Image
 
 import big_mm
@@ -200,6 +201,16 @@ def test_a_picture_that_cannot_be_read_is_named(predictor, tmp_path):
         predictor.caption([])
 
 
+def test_one_picture_is_not_a_list_of_them(predictor):
+    array = tiny.images(1)[0]
+    for one in (array, Image.fromarray(array), "cat.jpg", pathlib.Path("cat.jpg"), b"bytes"):
+        for method in (predictor.encode_image, predictor.caption):
+            with pytest.raises((UserError, TypeCheckError)):
+                method(one)
+    with pytest.raises(UserError, match=r"images must be a list of pictures .* \[picture\]"):
+        predictor.encode_image(array)
+
+
 def uncached(predictor, images, starts, guidance=1.0, min_len=0):
     """Greedy decoding that feeds the whole rows at every step, in an empty cache."""
     variables = {"params": predictor.params}
@@ -278,6 +289,7 @@ def test_defaults_are_the_contracts(predictor):
         ({"prefix": " ".join(tiny.TEXTS)}, "leaves no room in max_len=12"),
         ({"prefix": "a red circle", "max_len": 3}, "leaves no room in max_len=3"),
         ({"prefix": ["a", "b", "c"]}, "3 prefixes for 2 images"),
+        ({"min_len": 9, "max_len": 8}, "min_len=9 is above max_len=8"),
         ({"max_len": 13}, "from 2 to the contract's 12"),
         ({"num_beams": 2, "temperature": 1.0}, "choose"),
     ],
