@@ -12,10 +12,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from big_mm import trees
 from big_mm.spec import UserError
+
+# Rules need a mesh's shape, not its devices.
+AnyMesh = Mesh | AbstractMesh
 
 BATCH_AXES = ("data", "fsdp")
 # Below this many elements a shard saves less memory than its collective costs.
@@ -80,7 +83,7 @@ def batch_devices(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def shardings(tree: Any, mesh: Mesh, rules: trees.Rules = ()) -> Any:
+def shardings(tree: Any, mesh: AnyMesh, rules: trees.Rules = ()) -> Any:
     """A tree of shardings for parameters (arrays or their shapes).
 
     Raises:
@@ -96,7 +99,7 @@ def shardings(tree: Any, mesh: Mesh, rules: trees.Rules = ()) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), out)
 
 
-def _default(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _default(shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
     parts = mesh.shape["fsdp"]
     axes = [i for i, n in enumerate(shape) if n % parts == 0]
     if parts == 1 or not axes or math.prod(shape) < MIN_SHARDED:
@@ -105,7 +108,7 @@ def _default(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*("fsdp" if i == largest else None for i in range(len(shape))))
 
 
-def _named(path: str, leaf: Any, rule: tuple[Any, ...], mesh: Mesh) -> PartitionSpec:
+def _named(path: str, leaf: Any, rule: tuple[Any, ...], mesh: AnyMesh) -> PartitionSpec:
     if len(rule) > len(leaf.shape):
         raise UserError(f"the sharding rule {rule} has more dimensions than {path} {leaf.shape}")
     for size, axes in zip(leaf.shape, rule, strict=False):
