@@ -126,6 +126,7 @@ class Loop:
             self.evaluate(state, start)  # the run was killed during this evaluation
         with stop_signal() as stopped, profiler(run.profile, self.folder) as profile:
             for step in range(start + 1, run.steps + 1):
+                self.store.check()
                 batch, keys = next(batches)
                 batch = run.objective.prepare(state, batch)
                 profile(step, state)
