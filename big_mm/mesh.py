@@ -5,6 +5,7 @@ split over `data` and `fsdp`. A parameter that no rule names is sharded over `fs
 largest divisible axis, so that new code needs no annotation.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -66,6 +67,19 @@ class MeshConfig:
 def single_device_mesh() -> Mesh:
     """A mesh of the first local device."""
     return MeshConfig().make(jax.local_devices()[:1])
+
+
+def using(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Makes the mesh known to everything that is traced inside; see `current`."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def current() -> AbstractMesh | None:
+    """The mesh that the code being traced will run on; None outside of `using`, where a loss or a
+    layer may take it that there is one device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
+from big_mm import mesh as mesh_lib
 from big_mm import trees
-from big_mm.mesh import BATCH_AXES
 from big_mm.training import optimizer as optimizers
 from big_mm.training.state import State, step_rng
 from big_mm.types import Aux, Batch, Mean
@@ -38,6 +38,10 @@ class Update:
     max_grad_norm: float | None = None
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        with mesh_lib.using(self.mesh):
+            return self._update(state, batch)
+
+    def _update(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         batch, bad = count_bad(state.bad, batch)
         rng = step_rng(self.seed, state.step)
         trainable, frozen = trees.split(state.params, self.optimizer.trainable(state.params))
@@ -108,7 +112,7 @@ class Update:
     def _split(self, rows: Shaped[Array, "batch ..."]) -> Shaped[Array, "parts rows ..."]:
         """Every microbatch takes rows of every device, so that nothing moves between devices."""
         rows = rows.reshape(-1, self.accumulate, *rows.shape[1:]).swapaxes(0, 1)
-        sharding = NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES))
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, mesh_lib.BATCH_AXES))
         return jax.lax.with_sharding_constraint(rows, sharding)
 
 
