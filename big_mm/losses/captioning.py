@@ -29,7 +29,7 @@ class CrossEntropy:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     chunks: int = 1
-    batch_coupled: ClassVar[bool] = False
+    couples: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
         # The last position has no target: it gets the weight zero, which is cheaper than a slice of

@@ -47,7 +47,7 @@ class Softmax:
     """
 
     positives: str = ""
-    batch_coupled: ClassVar[bool] = True
+    couples: ClassVar[tuple[str, ...]] = ("image_embedding", "text_embedding", "logit_scale")
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
         logits = outputs["logit_scale"] * _similarity(outputs)
@@ -86,7 +86,7 @@ class Sigmoid:
     """
 
     positives: str = ""
-    batch_coupled: ClassVar[bool] = True
+    couples: ClassVar[tuple[str, ...]] = (*Softmax.couples, "logit_bias")
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
         logits = outputs["logit_scale"] * _similarity(outputs) + outputs["logit_bias"]

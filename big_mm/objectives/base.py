@@ -17,11 +17,15 @@ from big_mm.types import Aux, Batch, Mean, Outputs
 
 
 @runtime_checkable
-@runtime_checkable
 class Loss(Protocol):
-    """A loss term: a frozen dataclass, written on the global batch as if there were one device."""
+    """A loss term: a frozen dataclass, written on the global batch as if there were one device.
 
-    batch_coupled: ClassVar[bool]
+    `couples` names the outputs through which it compares the rows of a batch with one another, ()
+    if each row counts for itself. It reads no other outputs then: microbatches hand it those of the
+    whole batch.
+    """
+
+    couples: ClassVar[tuple[str, ...]]
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]: ...
 
@@ -63,17 +67,30 @@ class Weighted:
     def loss(
         self, params: Any, extra: Any, batch: Batch, rng: Array
     ) -> tuple[Float[Array, ""], Aux]:
-        """The scalar to differentiate, equal to `self.scalar(aux.terms)`, and what it consists of.
+        """The scalar to differentiate, and what it consists of: `terms` after `forward`."""
+        outputs = self.forward(params, extra, batch, rng)
+        terms, metrics = self.terms(outputs, batch, self.losses)
+        return self.scalar(terms), Aux(terms, metrics, self.carry(outputs, batch))
 
-        Under accumulation arrays in `aux.carry` are rows, batch axis first.
-        """
+    def forward(self, params: Any, extra: Any, batch: Batch, rng: Array) -> Outputs:
+        """All that the terms read; a method with more passes than one (a teacher's) adds keys."""
         del extra
-        outputs = self.model.apply({"params": params}, batch, train=True, rngs={"dropout": rng})
+        return self.model.apply({"params": params}, batch, train=True, rngs={"dropout": rng})
+
+    def terms(
+        self, outputs: Outputs, batch: Batch, losses: Mapping[str, Loss]
+    ) -> tuple[dict[str, Mean], dict[str, Mean]]:
+        """Values and metrics of these `losses`."""
         terms, metrics = {}, {}
-        for name, term in self.losses.items():
+        for name, term in losses.items():
             terms[name], more = term(outputs, batch)
             metrics |= {f"{name}/{key}": value for key, value in more.items()}
-        return self.scalar(terms), Aux(terms, metrics)
+        return terms, metrics
+
+    def carry(self, outputs: Outputs, batch: Batch) -> Any:
+        """What `update_extra` needs: arrays are rows, batch axis first; a `Mean` adds up."""
+        del outputs, batch
+        return None
 
     def scalar(
         self, terms: Mapping[str, Mean], counts: Mapping[str, Any] | None = None
@@ -85,7 +102,7 @@ class Weighted:
         counts = counts or {name: term.count for name, term in terms.items()}
         means = {name: Mean(term.total, counts[name]).compute() for name, term in terms.items()}
         weighted = [self.weights.get(name, 1.0) * mean for name, mean in means.items()]
-        return jnp.sum(jnp.stack(weighted))
+        return sum(weighted, start=jnp.zeros(()))
 
     def update_extra(self, extra: Any, params: Any, aux: Aux) -> Any:
         """Inside the step, after the update; `params` are the new ones."""
@@ -96,12 +113,11 @@ class Weighted:
         """Refuses microbatches where they would change the method.
 
         Raises:
-          UserError: a term compares all rows of the batch with one another.
+          UserError: a subclass has a `loss` of its own.
         """
-        coupled = sorted(name for name, term in self.losses.items() if term.batch_coupled)
-        if accumulate > 1 and coupled:
+        if accumulate > 1 and type(self).loss is not Weighted.loss:
             raise UserError(
-                f"accumulate={accumulate} would give {coupled} fewer rows to compare with, which "
-                "is another loss: set accumulate=1 and use rematerialisation (remat) or more "
-                "devices, or an objective that handles coupled terms"
+                f"accumulate={accumulate}: {type(self).__name__} has a `loss` of its own, which "
+                "microbatches cannot take apart: override forward, terms or carry instead, or set "
+                "accumulate=1"
             )

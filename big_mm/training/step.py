@@ -1,7 +1,6 @@
 """The only jitted update: from a state and a global batch to the next state and its metrics."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,11 +12,10 @@ from big_mm import mesh as mesh_lib
 from big_mm import trees
 from big_mm.training import optimizer as optimizers
 from big_mm.training.state import State, step_rng
-from big_mm.types import Aux, Batch, Mean
+from big_mm.types import Aux, Batch, Mean, Outputs
 
 Metrics = dict[str, Float[Array, ""]]
 Flat = dict[str, Array]
-LossFn = Callable[[Flat, Batch, Array], tuple[Float[Array, ""], Aux]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +44,14 @@ class Update:
         rng = step_rng(self.seed, state.step)
         trainable, frozen = trees.split(state.params, self.optimizer.trainable(state.params))
 
-        def loss(trainable: Flat, batch: Batch, rng: Array) -> tuple[Float[Array, ""], Aux]:
+        def loss(trainable: Flat) -> tuple[Float[Array, ""], Aux]:
             params = trees.merge(trainable, frozen)
             return self.objective.loss(params, state.extra, batch, rng)
 
         if self.accumulate == 1:
-            (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(trainable, batch, rng)
+            (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
         else:
-            value, aux, grads = self.accumulated(loss, trainable, batch, rng)
+            value, aux, grads = self.accumulated(trainable, frozen, state.extra, batch, rng)
 
         transform = self.optimizer.transform(state.params)
         direction, opt_state = transform.update(grads, state.opt_state, trainable)
@@ -80,34 +78,70 @@ class Update:
         return good
 
     def accumulated(
-        self, loss: LossFn, params: Flat, batch: Batch, rng: Array
+        self, params: Flat, frozen: Flat, extra: Any, batch: Batch, rng: Array
     ) -> tuple[Float[Array, ""], Aux, Flat]:
         """Value, Aux and gradient of the whole batch, one microbatch in memory at a time.
 
         Counts (tokens, valid rows) differ between microbatches, so that a mean of their means is
-        not the batch's mean. A first pass takes the counts alone, for which XLA drops the forward
-        pass; the second sums the gradients of each microbatch's share of the global mean.
+        not the batch's mean; and coupled terms compare all rows of the batch. A first pass
+        therefore takes the counts and the coupled outputs, without gradient; XLA drops from it what
+        these do not need. The coupled terms and their gradients by those outputs follow from the
+        whole batch. The second pass sums over the microbatches the gradients of each one's share:
+        its part of the other terms, and its coupled outputs times their cached gradients
+        (GradCache, arXiv:2101.06983).
         """
+        objective = self.objective
+        coupled = {name: term for name, term in objective.losses.items() if term.couples}
+        single = {name: term for name, term in objective.losses.items() if not term.couples}
+        keys = {key for term in coupled.values() for key in term.couples}
         micro = jax.tree.map(self._split, batch), jax.random.split(rng, self.accumulate)
 
-        def counts(total: None, inputs: Any) -> tuple[None, dict[str, Array]]:
-            terms = loss(params, *inputs)[1].terms
-            return None, {name: term.count for name, term in terms.items()}
+        def forward(params: Flat, rows: Batch, rng: Array) -> Outputs:
+            return objective.forward(trees.merge(params, frozen), extra, rows, rng)
 
-        _, count = jax.lax.scan(counts, None, micro)
-        count = {name: value.sum(0) for name, value in count.items()}
+        def first(_: None, inputs: tuple[Batch, Array]) -> tuple[None, Any]:
+            outputs = forward(params, *inputs)
+            terms, _ = objective.terms(outputs, inputs[0], single)
+            cached = {key: value for key, value in outputs.items() if key in keys}
+            return None, (cached, {name: term.count for name, term in terms.items()})
+
+        _, (cached, counts) = jax.lax.scan(first, None, micro)
+        counts = {name: value.sum(0) for name, value in counts.items()}
+        slopes, whole = self._coupled(coupled, cached, batch)
 
         def share(params: Flat, inputs: Any) -> tuple[Float[Array, ""], Aux]:
-            aux = loss(params, *inputs)[1]
-            return self.objective.scalar(aux.terms, count), aux
+            rows, rng, slope = inputs
+            outputs = forward(params, rows, rng)
+            terms, metrics = objective.terms(outputs, rows, single)
+            value = objective.scalar(terms, counts)
+            value += sum((outputs[key] * slope[key]).sum() for key in slope)
+            return value, Aux(terms, metrics, objective.carry(outputs, rows))
 
-        def add(total: Flat, inputs: Any) -> tuple[Flat, Aux]:
+        def second(total: Flat, inputs: Any) -> tuple[Flat, Aux]:
             grads, aux = jax.grad(share, has_aux=True)(params, inputs)
             return jax.tree.map(jnp.add, total, grads), aux
 
-        grads, auxes = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), micro)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        grads, auxes = jax.lax.scan(second, zeros, (*micro, slopes))
         aux = jax.tree.map(_gather, auxes, is_leaf=lambda x: isinstance(x, Mean))
-        return self.objective.scalar(aux.terms), aux, grads
+        aux = Aux(aux.terms | whole.terms, aux.metrics | whole.metrics, aux.carry)
+        return objective.scalar(aux.terms), aux, grads
+
+    def _coupled(self, losses: Any, cached: Outputs, batch: Batch) -> tuple[Outputs, Aux]:
+        """Gradients of the coupled terms by their outputs [parts, rows, ...], and their Aux."""
+        shared = {key for key, value in cached.items() if value.ndim == 1}  # a scalar a microbatch
+        outputs = {k: v[0] if k in shared else _gather(v) for k, v in cached.items()}
+
+        def value(outputs: Outputs) -> tuple[Float[Array, ""], Aux]:
+            terms, metrics = self.objective.terms(outputs, batch, losses)
+            return self.objective.scalar(terms), Aux(terms, metrics)
+
+        slopes, aux = jax.grad(value, has_aux=True)(outputs)
+        parts = self.accumulate
+        return {
+            key: jnp.broadcast_to(slope / parts, parts) if key in shared else self._split(slope)
+            for key, slope in slopes.items()
+        }, aux
 
     def _split(self, rows: Shaped[Array, "batch ..."]) -> Shaped[Array, "parts rows ..."]:
         """Every microbatch takes rows of every device, so that nothing moves between devices."""

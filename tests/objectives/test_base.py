@@ -15,7 +15,7 @@ from tests.training.toy import Model
 class Constant:
     """A term of a given total and count."""
 
-    batch_coupled = False
+    couples = ()
 
     def __init__(self, total, count):
         self.mean = Mean(jnp.float32(total), jnp.float32(count))
@@ -59,12 +59,16 @@ def test_library_terms_fit_the_protocol():
         assert isinstance(term, Loss)
 
 
-def test_coupled_terms_refuse_accumulation():
-    terms = {"captioning": captioning.CrossEntropy(), "contrastive": contrastive.Softmax()}
-    Weighted(Model(9), terms).check_accumulation(1)
-    with pytest.raises(UserError, match=r"\['contrastive'\].*another loss"):
-        Weighted(Model(9), terms).check_accumulation(2)
-    Weighted(Model(9), {"captioning": captioning.CrossEntropy()}).check_accumulation(2)
+def test_a_loss_of_its_own_refuses_accumulation():
+    class Own(Weighted):
+        def loss(self, params, extra, batch, rng):
+            return super().loss(params, extra, batch, rng)
+
+    terms = {"contrastive": contrastive.Softmax()}
+    Weighted(Model(9), terms).check_accumulation(2)
+    Own(Model(9), terms).check_accumulation(1)
+    with pytest.raises(UserError, match="accumulate=2: Own has a `loss` of its own"):
+        Own(Model(9), terms).check_accumulation(2)
 
 
 def test_a_weight_without_its_loss_and_no_loss_at_all():

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from big_mm import mesh as mesh_lib
 from big_mm import trees
-from big_mm.losses import captioning
+from big_mm.losses import captioning, contrastive
 from big_mm.objectives.base import Weighted
 from big_mm.training import optimizer, step
 from big_mm.training import state as states
@@ -70,10 +71,44 @@ def test_mean_of_microbatch_means_would_be_another_loss():
     assert len(set(quarters)) > 1, "the batch above must have microbatches of unequal counts"
 
 
+@pytest.mark.parametrize("term", [contrastive.Softmax(positives="label"), contrastive.Sigmoid()])
+@pytest.mark.parametrize("accumulate", [2, 8, 16])
+def test_microbatches_keep_the_negatives_of_the_whole_batch(term, accumulate):
+    """With dropped-out rows, a padding row, equal captions and the captioning loss in the step."""
+    terms = {"contrastive": term, "captioning": captioning.CrossEntropy()}
+    objective = Weighted(Model(VOCABULARY, bias=True), terms, {"captioning": 0.5})
+    chosen = Sgd(learning_rate=1.0, clip_norm=None, frozen=(("text/.*", True),))
+    rows = batch() | {"label": np.arange(ROWS) % 11, "mask": np.arange(ROWS) != 3}
+    whole, one = update(objective, chosen)(start(objective, chosen), rows)
+    parts, many = update(objective, chosen, accumulate=accumulate)(start(objective, chosen), rows)
+    assert one.keys() == many.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(many[name], value, rtol=1e-5, err_msg=name)
+    for path, value in trees.flatten(whole.params).items():
+        np.testing.assert_allclose(trees.flatten(parts.params)[path], value, rtol=1e-5, atol=3e-6)
+
+
+def test_dropout_is_the_same_in_both_passes_over_a_microbatch():
+    """Or the cached gradients would be those of another function: by finite differences."""
+    objective = Weighted(Model(VOCABULARY, dropout=0.5), {"contrastive": contrastive.Softmax()})
+    chosen = Sgd(learning_rate=1.0, clip_norm=None)
+    run, state = update(objective, chosen, accumulate=4), start(objective, chosen)
+    new, before = run(state, batch())
+    slope = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, new.params)
+    size = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(slope)))
+
+    def loss(distance):
+        far = jax.tree.map(lambda p, s: p + distance / size * s, state.params, slope)
+        return float(run(dataclasses.replace(state, params=far), batch())[1]["loss"])
+
+    np.testing.assert_allclose((loss(1e-2) - loss(-1e-2)) / 2e-2, size, rtol=1e-2)
+    assert float(before["loss"]) != float(update(objective, chosen)(state, batch())[1]["loss"])
+
+
 class CountingLoss:
     """The first of a row's numbers, as a loss; `carry` below must keep the rows' order."""
 
-    batch_coupled = False
+    couples = ()
 
     def __call__(self, outputs, rows):
         return Mean.of(outputs["logit_scale"] * rows["label"], None), {}
@@ -94,11 +129,8 @@ def test_counting_costs_no_second_forward_pass():
 
 def test_carry_comes_back_in_the_batch_order():
     class Carrying(Weighted):
-        def loss(self, params, extra, rows, rng):
-            value, aux = super().loss(params, extra, rows, rng)
-            return value, dataclasses.replace(
-                aux, carry={"rows": rows["label"], "mean": Mean.of(rows["label"] * 1.0)}
-            )
+        def carry(self, outputs, rows):
+            return {"rows": rows["label"], "mean": Mean.of(rows["label"] * 1.0)}
 
         def init_extra(self, rng, params):
             return {"rows": jnp.zeros(ROWS, jnp.int32), "mean": jnp.zeros(())}

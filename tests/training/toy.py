@@ -21,12 +21,16 @@ class Model(nn.Module):
 
     vocab_size: int
     width: int = 8
+    bias: bool = False
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, rows, train=False):
         image = Tower(self.width, name="image")(rows["image"])
+        image = nn.Dropout(self.dropout, deterministic=not train)(image)
         words = nn.Embed(self.vocab_size, self.width, name="text")(rows["tokens"])
-        return {
+        bias = {"logit_bias": self.param("bias", nn.initializers.ones, ())} if self.bias else {}
+        return bias | {
             "image_embedding": image,
             "text_embedding": words.mean(1),
             "caption_logits": nn.Dense(self.vocab_size, name="head")(words + image[:, None]),
