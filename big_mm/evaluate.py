@@ -20,7 +20,7 @@ import ml_collections
 from etils import epath
 
 import big_mm
-from big_mm import allocator, mesh, report, spec
+from big_mm import allocator, distributed, report, spec
 from big_mm.evaluators import base
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = parser.parse_known_args(argv)
     allocator.keep_freed_memory()
     try:
-        mesh.init_distributed()
+        distributed.init()
         config = spec.load_config(arguments.config) if arguments.config else None
         only = tuple(filter(None, arguments.only.split(",")))
         metrics, rows = evaluate(

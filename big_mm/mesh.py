@@ -1,18 +1,22 @@
-"""The device mesh, where each array lies on it, and the start of multi-process runs.
+"""The device mesh, and where each array lies on it.
 
-Mesh axes: `data` replicates parameters, `fsdp` shards them, `tensor` splits matrices; the batch is
-split over `data` and `fsdp`. A parameter that no rule names is sharded over `fsdp` along its
-largest divisible axis, so that new code needs no annotation.
+Mesh axes: `data` replicates parameters, `fsdp` shards them, `tensor` splits the matrices of a layer
+among devices that work on the same rows; the batch is split over `data` and `fsdp`. A parameter
+that no rule names is split over `tensor` where its name is in TENSOR, and sharded over `fsdp` along
+the largest of its other axes that this divides, so that new code needs no annotation.
 """
 
 import contextlib
 import dataclasses
 import math
-import os
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from big_mm import trees
@@ -24,6 +28,17 @@ AnyMesh = Mesh | AbstractMesh
 BATCH_AXES = ("data", "fsdp")
 # Below this many elements a shard saves less memory than its collective costs.
 MIN_SHARDED = 2**14
+# What `tensor` splits, by the end of a parameter's path: the axis, counted from the last. Heads and
+# hidden units are computed apart and summed by the projection that follows (arXiv:1909.08053,
+# section 3); embeddings and output logits are split by vocabulary.
+TENSOR = (
+    (r"(.*/)?(qkv|query|kv)/(kernel|bias)", -2),
+    (r"(.*/)?out/kernel", -3),
+    (r"(.*/)?up/(kernel|bias)", -1),
+    (r"(.*/)?down/kernel", -2),
+    (r"(.*/)?text/embedding", -2),
+    (r"(.*/)?caption_head/kernel", -1),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +74,34 @@ class MeshConfig:
                 f"there are {len(devices)}"
             )
         # Explicit axes, the newer default, break nn.Embed.
-        return jax.make_mesh(
-            sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices
+        return Mesh(
+            _arranged(sizes, devices), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
         )
+
+
+def _arranged(sizes: Sequence[int], devices: list[Any]) -> np.ndarray:
+    """Devices in the mesh's shape, neighbours close together: `tensor` and `fsdp` lie within a
+    slice (a TPU slice, or GPUs joined by NVLink) and `data` crosses the slower network in between.
+    """
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    data, *inner = sizes
+    if data % len(slices):
+        logging.warning(
+            "mesh.data=%d is no multiple of the %d slices of the devices: the other axes, which "
+            "communicate more, cross the network between slices",
+            data,
+            len(slices),
+        )
+        return np.array([d for part in slices.values() for d in part]).reshape(sizes)
+    shape = (data // len(slices), *inner)
+    return np.concatenate(
+        [
+            mesh_utils.create_device_mesh(shape, part, allow_split_physical_axes=True)
+            for part in slices.values()
+        ]
+    )
 
 
 def single_device_mesh() -> Mesh:
@@ -105,24 +145,44 @@ def shardings(tree: Any, mesh: AnyMesh, rules: trees.Rules = ()) -> Any:
     """
     chosen = trees.match_paths(trees.flatten(tree), rules, None)
     out = [
-        NamedSharding(
-            mesh, _default(leaf.shape, mesh) if rule is None else _named(path, leaf, rule, mesh)
-        )
+        _default(path, leaf.shape, mesh) if rule is None else _named(path, leaf, rule, mesh)
         for (path, leaf), rule in zip(trees.flatten(tree).items(), chosen.values(), strict=True)
     ]
-    return jax.tree.unflatten(jax.tree.structure(tree), out)
+    return jax.tree.unflatten(
+        jax.tree.structure(tree), [NamedSharding(mesh, PartitionSpec(*axes)) for axes in out]
+    )
 
 
-def _default(shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
+def fully_sharded(shape: tuple[int, ...], mesh: AnyMesh) -> NamedSharding:
+    """Over `fsdp` along the largest axis that it divides, if there are enough elements."""
+    return NamedSharding(mesh, PartitionSpec(*_over_fsdp([None] * len(shape), shape, mesh)))
+
+
+def _over_fsdp(axes: list[str | None], shape: tuple[int, ...], mesh: AnyMesh) -> list[str | None]:
     parts = mesh.shape["fsdp"]
-    axes = [i for i, n in enumerate(shape) if n % parts == 0]
-    if parts == 1 or not axes or math.prod(shape) < MIN_SHARDED:
-        return PartitionSpec()
-    largest = max(axes, key=lambda i: shape[i])
-    return PartitionSpec(*("fsdp" if i == largest else None for i in range(len(shape))))
+    free = [i for i, n in enumerate(shape) if axes[i] is None and n % parts == 0]
+    if parts == 1 or not free or math.prod(shape) < MIN_SHARDED:
+        return axes
+    largest = max(free, key=lambda i: shape[i])
+    return ["fsdp" if i == largest else name for i, name in enumerate(axes)]
 
 
-def _named(path: str, leaf: Any, rule: tuple[Any, ...], mesh: AnyMesh) -> PartitionSpec:
+def _default(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> list[str | None]:
+    parts = mesh.shape["tensor"]
+    axes: list[str | None] = [None] * len(shape)
+    split = next((axis for pattern, axis in TENSOR if re.fullmatch(pattern, path)), 0)
+    if parts > 1 and 0 < -split <= len(shape):
+        if shape[split] % parts:
+            raise UserError(
+                f"mesh.tensor={parts} does not divide the {shape[split]} parts of {path} "
+                f"{shape}: take another number, or place the parameter by a rule, as in mesh.rules="
+                f"(({path!r}, ()),) for a copy on each device"
+            )
+        axes[split] = "tensor"
+    return _over_fsdp(axes, shape, mesh)
+
+
+def _named(path: str, leaf: Any, rule: tuple[Any, ...], mesh: AnyMesh) -> tuple[Any, ...]:
     if len(rule) > len(leaf.shape):
         raise UserError(f"the sharding rule {rule} has more dimensions than {path} {leaf.shape}")
     for size, axes in zip(leaf.shape, rule, strict=False):
@@ -135,37 +195,10 @@ def _named(path: str, leaf: Any, rule: tuple[Any, ...], mesh: AnyMesh) -> Partit
             raise UserError(
                 f"{path} {leaf.shape} cannot be split by {rule} on mesh {dict(mesh.shape)}"
             )
-    return PartitionSpec(*rule)
+    return rule
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process's rows of a batch on its devices as rows of the global batch."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
-
-
-def init_distributed() -> None:
-    """Joins the processes of a multi-process run; does nothing in a single process.
-
-    Plain environment variables (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID) win;
-    otherwise JAX's own detection is used where SLURM, Open MPI or a TPU pod slice announce several
-    processes. Call it before anything touches a device.
-
-    Raises:
-      UserError: only some of the three variables are set.
-    """
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    given = [name for name in names if name in os.environ]
-    if len(given) == len(names):
-        address, count, index = (os.environ[name] for name in names)
-        jax.distributed.initialize(address, int(count), int(index))
-    elif given and given != names[:1]:
-        raise UserError(f"{', '.join(given)} without {', '.join(set(names) - set(given))}")
-    elif _announced_processes() > 1:
-        jax.distributed.initialize()
-
-
-def _announced_processes() -> int:
-    counts = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "localhost").split(",")
-    return max(*(int(count) for count in counts), len(hosts))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import jax
 from absl import logging
 
-from big_mm import allocator, mesh, report, spec
+from big_mm import allocator, distributed, report, spec
 from big_mm.spec import UserError
 from big_mm.training import check, loop
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = spec.load_config(arguments.config)
         spec.override(config, overrides)
-        mesh.init_distributed()
+        distributed.init()
         if config.steps == 0:
             print(check.check(config, arguments.workdir))
         elif not arguments.workdir:

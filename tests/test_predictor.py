@@ -89,8 +89,8 @@ ONE_OF_TWO_PROCESSES = """
 import pathlib, sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
-from big_mm import mesh, spec, trees
-mesh.init_distributed()
+from big_mm import distributed, mesh, spec, trees
+distributed.init()
 import tiny
 from big_mm.predictor import Predictor
 

@@ -82,13 +82,12 @@ def shardings(state: State, mesh: Mesh, rules: trees.Rules) -> State:
     """
     params = trees.flatten(mesh_lib.shardings(state.params, mesh, rules))
     shapes = {path: leaf.shape for path, leaf in trees.flatten(state.params).items()}
-    others = trees.flatten(mesh_lib.shardings(state, mesh))
 
     def place(path: str, leaf: Any) -> NamedSharding:
         keys = path.split("/")
         suffixes = ("/".join(keys[i:]) for i in range(1, len(keys)))
         like = next((s for s in suffixes if shapes.get(s) == leaf.shape), None)
-        return others[path] if like is None else params[like]
+        return mesh_lib.fully_sharded(leaf.shape, mesh) if like is None else params[like]
 
     placed = [place(path, leaf) for path, leaf in trees.flatten(state).items()]
     return jax.tree.unflatten(jax.tree.structure(state), placed)

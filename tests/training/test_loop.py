@@ -49,9 +49,9 @@ def test_sigterm_saves_and_the_continued_run_is_the_uninterrupted_one(whole, tmp
 
 PROGRAM = """
 import pathlib, sys
-from big_mm import mesh, spec
+from big_mm import distributed, spec
 from big_mm.training import loop
-mesh.init_distributed()
+distributed.init()
 text = pathlib.Path(sys.argv[1]).read_text()
 loop.train(spec.from_json(text, trusted=("big_mm", "tests")), sys.argv[2])
 """
