@@ -83,7 +83,7 @@ def _build(node: Any, path: str, trusted: Sequence[str] | None) -> Any:
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The same config with every default of every component written out.
+    """The same config with every default of every component written out, components too.
 
     A default that JSON cannot hold stays the component's own affair.
     """
@@ -98,9 +98,21 @@ def _resolve(config: Any) -> Any:
     out = {k: _resolve(config[k]) for k in config}
     if CLASS in out:
         for name, parameter in _signature(_locate(out[CLASS])).items():
-            if name not in out and _is_plain(parameter.default):
-                out[name] = parameter.default
+            if name not in out and _is_plain(default := _described(parameter.default)):
+                out[name] = _resolve(default)
     return out
+
+
+def _described(default: Any) -> Any:
+    """The spec of a default that is a component; anything else as it is."""
+    if not dataclasses.is_dataclass(default) or isinstance(default, type):
+        return default
+    values = {
+        field.name: _described(getattr(default, field.name))
+        for field in dataclasses.fields(default)
+        if field.init
+    }
+    return spec(type(default), **values)
 
 
 def to_json(config: Any) -> str:
@@ -179,7 +191,10 @@ def _set(node: Any, keys: list[str], value: Any, full: str) -> None:
         if CLASS in node:
             component = _locate(node[CLASS])
             _check_keyword(component, key, f"--{full}")
-            current = _signature(component)[key].default
+            current = _described(_signature(component)[key].default)
+            if rest and isinstance(current, ml_collections.ConfigDict):
+                with node.unlocked():
+                    node[key] = current
         elif rest or not isinstance(value, ml_collections.ConfigDict):
             raise UserError(f"--{full}: no key {key!r}{_nearest(key, list(node))}")
     if rest:
@@ -192,7 +207,8 @@ def _set(node: Any, keys: list[str], value: Any, full: str) -> None:
 def _conform(value: Any, current: Any, key: str) -> Any:
     """The override as the type of what it replaces, or a UserError."""
     known = current is not None and _is_plain(current)
-    if not known or value is None or isinstance(current, (list, tuple, Mapping)):
+    containers = (list, tuple, Mapping, ml_collections.ConfigDict)
+    if not known or value is None or isinstance(current, containers):
         return value
     if isinstance(current, float) and type(value) is int:
         return float(value)
@@ -282,8 +298,8 @@ def _verify(node: Any, path: str, trusted: Sequence[str]) -> None:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_is_plain(v) for v in value)
-    if isinstance(value, Mapping):
-        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, (Mapping, ml_collections.ConfigDict)):
+        return all(isinstance(k, str) and _is_plain(value[k]) for k in value)
     return value is None or isinstance(value, (bool, int, float, str))
 
 

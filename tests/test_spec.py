@@ -7,6 +7,7 @@ import pytest
 from big_mm import spec as specs
 from big_mm.mesh import MeshConfig
 from big_mm.spec import UserError, build, from_json, load_config, override, resolve, spec, to_json
+from big_mm.training import optimizer, schedules
 
 
 def test_builds_what_it_names():
@@ -55,6 +56,20 @@ def test_a_component_may_be_added_to_a_plain_dict_and_nothing_else():
     for argument in ("--config.meshes.b=3", "--config.meshes.b.fsdp=3"):
         with pytest.raises(UserError, match="no key 'b'"):
             override(config, [argument])
+
+
+def test_overrides_reach_into_a_default_that_is_a_component():
+    config = spec(optimizer.AdamW, learning_rate=1.0)
+    override(config, ["--config.schedule.warmup=7"])
+    assert build(config) == optimizer.AdamW(learning_rate=1.0, schedule=schedules.Constant(7))
+    with pytest.raises(UserError, match="Constant has no keyword 'warmpu'; did you mean 'warmup'"):
+        override(spec(optimizer.AdamW, learning_rate=1.0), ["--config.schedule.warmpu=7"])
+    with pytest.raises(UserError, match="'often' is not int"):
+        override(spec(optimizer.AdamW, learning_rate=1.0), ["--config.schedule.warmup=often"])
+    written = json.loads(to_json(resolve(spec(optimizer.AdamW, learning_rate=1.0))))
+    assert written["schedule"]["cooldown"] == 0 and build(written) == build(config).__class__(
+        learning_rate=1.0
+    )
 
 
 def test_an_override_may_name_another_component():
