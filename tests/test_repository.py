@@ -34,7 +34,7 @@ CODE = sorted(
 # `training.checkpoint`, which the predictor reads, knows of nothing else that trains.
 LAYERS = (
     ("spec",),
-    ("types", "trees", "mesh", "distributed", "allocator"),
+    ("types", "trees", "mesh", "distributed", "allocator", "flops"),
     ("losses", "models", "data", "metrics", "decoding", "training.checkpoint"),
     ("objectives", "evaluators", "predictor", "programs", "exported"),
     ("training", "interop", "curation"),
