@@ -137,6 +137,17 @@ def batch_devices(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def by_rows(x: jax.Array) -> jax.Array:
+    """An activation, batch first, told to lie as the batch does; outside of `using`, as it is.
+
+    The compiler's partitioner, left to itself, may follow the parameters instead: gather the batch
+    and split the width, on every device a tensor-parallel share of all rows.
+    """
+    return (
+        x if current() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+    )
+
+
 def shardings(tree: Any, mesh: AnyMesh, rules: trees.Rules = ()) -> Any:
     """A tree of shardings for parameters (arrays or their shapes).
 

@@ -115,7 +115,20 @@ def prepare(run: Run, host_batch: dict[str, np.ndarray]) -> Prepared:
     Raises:
       UserError: sizes that do not divide, rules that match nothing, a vocabulary that is too small.
     """
-    mesh = run.mesh.make()
+    prepared = lay_out(run, host_batch, run.mesh.make())
+    check_vocabulary(run, prepared.outputs)
+    return prepared
+
+
+def lay_out(run: Run, host_batch: dict[str, np.ndarray], mesh: Mesh) -> Prepared:
+    """`prepare` for any mesh, also of devices that are not here; the vocabulary is not checked.
+
+    Args:
+      host_batch: as many rows as one likes, in the run's shapes and types.
+
+    Raises:
+      UserError: sizes that do not divide, rules that match nothing.
+    """
     check_divisible(run, mesh)
     run.optimizer.rate(0, run.steps)  # refuses a schedule that is longer than the run
     batch = {
@@ -127,7 +140,6 @@ def prepare(run: Run, host_batch: dict[str, np.ndarray]) -> Prepared:
     placed = states.shardings(shapes, mesh, run.mesh.rules)
     forward = functools.partial(run.objective.model.apply, train=False)
     outputs = jax.eval_shape(forward, {"params": shapes.params}, _inputs(batch))
-    check_vocabulary(run, outputs)
     update = Update(
         run.objective,
         run.optimizer,
