@@ -33,6 +33,8 @@ _FREE = frozenset(
 )
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](?:\{([^{}]*)\})?")
 _SUBAXIS = r"'([^']+)'(?::\((\d+)\)(\d+))?"
+_IOTA = r"\[([0-9,]+)\](?:T\(([0-9,]+)\))?"
+_MESH_GROUPS = rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_IOTA}\))? \{{([^}}]*)\}}"
 _CALLED = re.compile(
     r"\b(calls|to_apply|condition|body|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
@@ -373,35 +375,39 @@ def _group(text: str) -> tuple[int, ...]:
     """The devices of the first group; none for a form that is not known."""
     if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
         return int(found[1]), int(found[2])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:\([^)]*\))? \{([^}]*)\}", text):
-        return _mesh_group(found[1], found[2])
-    if found := re.search(r"replica_groups=\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?", text):
-        groups, dims, order = (
-            [int(n) for n in (part or "").split(",") if n] for part in found.groups()
-        )
-        devices = np.arange(math.prod(dims)).reshape(dims)
-        devices = devices.transpose(order) if order else devices
-        return tuple(devices.reshape(groups)[0].tolist())
+    if found := re.search(_MESH_GROUPS, text):
+        return _mesh_group(*found.groups())
+    if found := re.search(rf"replica_groups=\[([0-9,]+)\]<={_IOTA}", text):
+        return tuple(_iota(found[2], found[3]).reshape(_numbers(found[1]))[0].tolist())
     if found := re.search(r"replica_groups=\{\{([0-9,]*)\}", text):
         return tuple(int(d) for d in found[1].split(",") if d)
     return ()
 
 
-def _mesh_group(axes: str, names: str) -> tuple[int, ...]:
+def _mesh_group(axes: str, dims: str | None, order: str | None, names: str) -> tuple[int, ...]:
     """The first group of `mesh['a'=16,'b'=16] {'b'}`: all along b, from the first device on. A part
     of an axis is written 'b':(2)4, the middle 4 of [2, 4, rest].
     """
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
-    index: list[Any] = []
-    shape = []
     chosen = {name: (before, size) for name, before, size in re.findall(_SUBAXIS, names)}
-    for name, total in sizes.items():
+    shape: list[int] = []
+    index: list[Any] = []
+    for name, total in re.findall(r"'([^']+)'=(\d+)", axes):
         before, size = (int(n or 0) for n in chosen.get(name, ("", "")))
         if size:
-            shape += [before, size, total // (before * size)]
+            shape += [before, size, int(total) // (before * size)]
             index += [0, slice(None), 0]
         else:
-            shape.append(total)
+            shape.append(int(total))
             index.append(slice(None) if name in chosen else 0)
-    devices = np.arange(math.prod(shape)).reshape(shape)[tuple(index)]
-    return tuple(devices.reshape(-1).tolist())
+    devices = _iota(dims, order) if dims else np.arange(math.prod(shape))
+    return tuple(devices.reshape(shape)[tuple(index)].reshape(-1).tolist())
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    """The numbers of "[16,16]T(1,0)", flat: counted along these dimensions, then transposed."""
+    numbers = np.arange(math.prod(_numbers(dims))).reshape(_numbers(dims))
+    return (numbers.transpose(_numbers(order)) if order else numbers).reshape(-1)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
