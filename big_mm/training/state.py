@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from big_mm import mesh as mesh_lib
@@ -75,7 +75,7 @@ def _rng(seed: int, purpose: int) -> Array:
     return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
-def shardings(state: State, mesh: Mesh, rules: trees.Rules) -> State:
+def shardings(state: State, mesh: mesh_lib.AnyMesh, rules: trees.Rules) -> State:
     """The state's tree of shardings; rules are over parameter paths.
 
     Moments, averages and teachers lie as the parameter whose path their own path ends with.
