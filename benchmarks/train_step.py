@@ -10,15 +10,14 @@ are processes that take turns (`interleaved.py`); medians are over turns, ratios
 same round. PyTorch takes part if the peer interpreter has torch (pip install -e .[peers]). "heap
 kept" is `big_mm.allocator`, which every big_mm program uses and PyTorch's by default does not.
 
-"of matmul rate" is model FLOPs (`model_flops`) against the rate that a plain float32 matmul reached
-in the same rounds.
+"of matmul rate" is model FLOPs (`big_mm.flops`) against the rate that a plain float32 matmul
+reached in the same rounds.
 """
 
 import argparse
 import dataclasses
 import functools
 import json
-import math
 import os
 import pathlib
 import platform
@@ -33,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_mm import allocator, mesh, spec, trees
+from big_mm.flops import model_flops
 from big_mm.models.coca import CoCa
 from big_mm.objectives.base import Weighted
 from big_mm.training import optimizer as optimizers
@@ -42,38 +42,6 @@ from big_mm.training.step import Update
 HERE = pathlib.Path(__file__).parent
 MATMUL = 2048
 TERMS = ("contrastive", "captioning")
-
-
-def model_flops(objective: Weighted, params: Any, batch: dict[str, Any]) -> int:
-    """Floating-point operations that one training step needs: three times those of the forward
-    pass's matmuls (the backward pass has two for each), 2 * m * n * k each.
-
-    Counted in the traced program, scans times their length. Rematerialisation, elementwise work and
-    the optimizer do not count; masked attention counts in full.
-    """
-
-    def forward(params: Any, batch: dict[str, Any]) -> Any:
-        return objective.loss(params, {}, batch, jax.random.key(0))[0]
-
-    return 3 * _matmul_flops(jax.make_jaxpr(forward)(params, batch).jaxpr)
-
-
-def _matmul_flops(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        inner = [v for p in equation.params.values() for v in jax.tree.leaves(p) if _is_jaxpr(v)]
-        repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += repeats * sum(_matmul_flops(getattr(j, "jaxpr", j)) for j in inner)
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            size = math.prod(equation.outvars[0].aval.shape)
-            total += 2 * size * math.prod(left[axis] for axis in contracted)
-    return total
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(getattr(value, "jaxpr", value), "eqns")
 
 
 @dataclasses.dataclass(frozen=True)

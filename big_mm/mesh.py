@@ -25,7 +25,10 @@ from big_mm.spec import UserError
 # Rules need a mesh's shape, not its devices.
 AnyMesh = Mesh | AbstractMesh
 
+AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+# Explicit axes, the newer default, break nn.Embed.
+_AXIS_TYPES = (AxisType.Auto,) * 3
 # Below this many elements a shard saves less memory than its collective costs.
 MIN_SHARDED = 2**14
 # What `tensor` splits, by the end of a parameter's path: the axis, counted from the last. Heads and
@@ -63,20 +66,24 @@ class MeshConfig:
           UserError: the axis sizes do not multiply to the number of devices.
         """
         devices = jax.devices() if devices is None else list(devices)
+        return Mesh(_arranged(self._sizes(len(devices)), devices), AXES, axis_types=_AXIS_TYPES)
+
+    def abstract(self, count: int) -> AbstractMesh:
+        """The mesh over `count` devices that are not here. Raises as `make` does."""
+        return AbstractMesh(tuple(self._sizes(count)), AXES, axis_types=_AXIS_TYPES)
+
+    def _sizes(self, count: int) -> list[int]:
         sizes = [self.data, self.fsdp, self.tensor]
         known = math.prod(s for s in sizes if s != -1)
-        if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes) or len(devices) % known:
-            raise UserError(f"mesh {dataclasses.asdict(self)} does not fit {len(devices)} devices")
-        sizes = [len(devices) // known if s == -1 else s for s in sizes]
-        if math.prod(sizes) != len(devices):
+        if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes) or count % known:
+            raise UserError(f"mesh {dataclasses.asdict(self)} does not fit {count} devices")
+        sizes = [count // known if s == -1 else s for s in sizes]
+        if math.prod(sizes) != count:
             raise UserError(
                 f"mesh {sizes} (data, fsdp, tensor) needs {math.prod(sizes)} devices, "
-                f"there are {len(devices)}"
+                f"there are {count}"
             )
-        # Explicit axes, the newer default, break nn.Embed.
-        return Mesh(
-            _arranged(sizes, devices), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
-        )
+        return sizes
 
 
 def _arranged(sizes: Sequence[int], devices: list[Any]) -> np.ndarray:
@@ -132,9 +139,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def batch_devices(mesh: Mesh) -> int:
+def batch_devices(mesh: AnyMesh) -> int:
     """The number of pieces that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def by_rows(x: jax.Array) -> jax.Array:
+    """An activation, batch first, told to lie as the batch does; outside of `using`, as it is.
+
+    The compiler's partitioner, left to itself, may follow the parameters instead: gather the batch
+    and split the width, on every device a tensor-parallel share of all rows.
+    """
+    return (
+        x if current() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+    )
 
 
 def shardings(tree: Any, mesh: AnyMesh, rules: trees.Rules = ()) -> Any:

@@ -39,7 +39,7 @@ def spec(component: Callable[..., Any], /, **kwargs: Any) -> ml_collections.Conf
       UserError: the component cannot be imported by name, or a keyword is not in its signature.
     """
     name = f"{component.__module__}.{component.__qualname__}"
-    if _locate(name) is not component:
+    if locate(name) is not component:
         raise UserError(f"{name} cannot be named in a config: define it at the top of a module")
     for key in kwargs:
         _check_keyword(component, key)
@@ -65,7 +65,7 @@ def _build(node: Any, path: str, trusted: Sequence[str] | None) -> Any:
     kwargs = {k: _build(node[k], f"{path}.{k}", trusted) for k in node if k != CLASS}
     if CLASS not in node:
         return kwargs
-    component = _locate(node[CLASS], trusted)
+    component = locate(node[CLASS], trusted)
     for key in kwargs:
         _check_keyword(component, key, path)
     missing = [
@@ -97,7 +97,7 @@ def _resolve(config: Any) -> Any:
         return config
     out = {k: _resolve(config[k]) for k in config}
     if CLASS in out:
-        for name, parameter in _signature(_locate(out[CLASS])).items():
+        for name, parameter in _signature(locate(out[CLASS])).items():
             if name not in out and _is_plain(default := _described(parameter.default)):
                 out[name] = _resolve(default)
     return out
@@ -189,7 +189,7 @@ def _set(node: Any, keys: list[str], value: Any, full: str) -> None:
     current = node.get(key)
     if key not in node:
         if CLASS in node:
-            component = _locate(node[CLASS])
+            component = locate(node[CLASS])
             _check_keyword(component, key, f"--{full}")
             current = _described(_signature(component)[key].default)
             if rest and isinstance(current, ml_collections.ConfigDict):
@@ -228,12 +228,16 @@ def _parse(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
     if text.split(".")[0] in TRUSTED and "." in text and "/" not in text:
-        return spec(_locate(text))
+        return spec(locate(text))
     return text
 
 
-def _locate(name: str, trusted: Sequence[str] | None = None) -> Any:
-    """Imports `package.module.Class[.Inner]`."""
+def locate(name: str, trusted: Sequence[str] | None = None) -> Any:
+    """Imports `package.module.Class[.Inner]`.
+
+    Raises:
+      UserError: there is none, or it is not of a `trusted` package.
+    """
     if trusted is not None and name.split(".")[0] not in trusted:
         raise UserError(
             f"the stored config names {name!r}, which is outside the trusted packages "
@@ -287,7 +291,7 @@ def _verify(node: Any, path: str, trusted: Sequence[str]) -> None:
             _verify(value, f"{path}.{i}", trusted)
     elif isinstance(node, dict):
         if CLASS in node:
-            component = _locate(node[CLASS], trusted)
+            component = locate(node[CLASS], trusted)
             for key in node:
                 if key != CLASS:
                     _check_keyword(component, key, path)

@@ -34,11 +34,11 @@ CODE = sorted(
 # `training.checkpoint`, which the predictor reads, knows of nothing else that trains.
 LAYERS = (
     ("spec",),
-    ("types", "trees", "mesh", "distributed", "allocator"),
+    ("types", "trees", "mesh", "distributed", "allocator", "flops"),
     ("losses", "models", "data", "metrics", "decoding", "training.checkpoint"),
     ("objectives", "evaluators", "predictor", "programs", "exported"),
     ("training", "interop", "curation"),
-    ("train", "evaluate", "export", "exported_run", "plan", "report", "doctor"),
+    ("train", "evaluate", "export", "exported_run", "plan", "planning", "report", "doctor"),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from big_mm import mesh
 from big_mm.spec import UserError
 from big_mm.types import Batch, Mean, Outputs
 
@@ -76,7 +77,7 @@ class CrossEntropy:
 
         @jax.checkpoint
         def one(part: tuple[Array, Array]) -> Terms:
-            logits = jnp.matmul(part[0], kernel, preferred_element_type=jnp.float32)
+            logits = jnp.matmul(mesh.by_rows(part[0]), kernel, preferred_element_type=jnp.float32)
             return self._terms(logits, part[1])
 
         def split(x: Array) -> Array:

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from big_mm import mesh
 from big_mm.models.layers import scaled_normal
 
 
 def unit(x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
     """Rows of length one, float32; a row of zeros stays one."""
-    x = x.astype(jnp.float32)
+    x = mesh.by_rows(x.astype(jnp.float32))
     return x / jnp.sqrt(jnp.maximum((x * x).sum(axis=-1, keepdims=True), 1e-12))
 
 
@@ -73,7 +74,7 @@ def caption_outputs(
     while training also what they are the product of. What a jitted loss does not use is not
     computed.
     """
-    kernel = kernel.astype(features.dtype)
+    features, kernel = mesh.by_rows(features), kernel.astype(features.dtype)
     out = {"caption_logits": jnp.matmul(features, kernel, preferred_element_type=jnp.float32)}
     if train:
         out |= {"caption_features": features, "caption_kernel": kernel}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from big_mm import mesh
 from big_mm.spec import UserError
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -181,6 +182,7 @@ class Block(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         mlp = functools.partial(Mlp, self.width, self.mlp_dim, activation=self.activation, **common)
         new = {}
+        x = mesh.by_rows(x)
         y, kv = attend(name="attention")(
             norm(name="attention_norm")(x), mask=mask, past=past.get("self"), index=index
         )

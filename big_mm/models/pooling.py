@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from big_mm import mesh
 from big_mm.models.layers import Attention, Mlp
 from big_mm.spec import UserError
 
@@ -38,7 +39,7 @@ class AttentionalPooler(nn.Module):
     def __call__(self, x: Float[Array, "batch tokens in"]) -> Float[Array, "batch queries width"]:
         init = nn.initializers.normal(self.width**-0.5)
         query = self.param("query", init, (self.queries, self.width)).astype(self.dtype)
-        query = jnp.broadcast_to(query, (x.shape[0], *query.shape))
+        query = mesh.by_rows(jnp.broadcast_to(query, (x.shape[0], *query.shape)))
         out, _ = Attention(
             self.width,
             self.heads,
@@ -46,7 +47,7 @@ class AttentionalPooler(nn.Module):
             dtype=self.dtype,
             implementation=self.implementation,
             name="attention",
-        )(query, context=x)
+        )(query, context=mesh.by_rows(x))
         normed = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(out)
         if not self.mlp_dim:
             return normed

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from big_mm import mesh
 from big_mm.models.layers import Mask, Transformer, choose
 from big_mm.spec import UserError
 
@@ -136,7 +137,7 @@ class TextTransformer(nn.Module):
 
     def _embed(self, tokens: Array, positions: Array) -> Array:
         dtype = self.blocks.dtype
-        return self.embedding[tokens].astype(dtype) + positions.astype(dtype)
+        return mesh.by_rows(self.embedding[tokens].astype(dtype)) + positions.astype(dtype)
 
     def _mask(self, token_mask: Array) -> Mask | None:
         if self.pool == "cls":

@@ -5,6 +5,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Num
 
+from big_mm import mesh
 from big_mm.models.layers import Transformer, choose, scaled_normal
 from big_mm.models.pooling import AttentionalPooler
 from big_mm.spec import UserError
@@ -91,6 +92,7 @@ class VisionTransformer(nn.Module):
             kernel_init=scaled_normal(),
             name="patch",
         )(patchify(image.astype(blocks.dtype), self.patch_size))
+        x = mesh.by_rows(x)
         has_cls = self.cls_token or self.pool == "cls"
         if has_cls:
             cls = self.param("cls", nn.initializers.normal(0.02), (blocks.width,)).astype(x.dtype)

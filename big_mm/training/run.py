@@ -129,17 +129,11 @@ def lay_out(run: Run, host_batch: dict[str, np.ndarray], mesh: Mesh) -> Prepared
     Raises:
       UserError: sizes that do not divide, rules that match nothing.
     """
-    check_divisible(run, mesh)
     run.optimizer.rate(0, run.steps)  # refuses a schedule that is longer than the run
-    batch = {
-        key: jax.ShapeDtypeStruct((run.batch_size, *value.shape[1:]), value.dtype)
-        for key, value in device_part(host_batch).items()
-    }
-    init, create = _creators(run, batch)
-    shapes = jax.eval_shape(create, jax.eval_shape(init))
-    placed = states.shardings(shapes, mesh, run.mesh.rules)
+    batch, state = shapes(run, host_batch, mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     forward = functools.partial(run.objective.model.apply, train=False)
-    outputs = jax.eval_shape(forward, {"params": shapes.params}, _inputs(batch))
+    outputs = jax.eval_shape(forward, {"params": state.params}, inputs(batch))
     update = Update(
         run.objective,
         run.optimizer,
@@ -154,10 +148,33 @@ def lay_out(run: Run, host_batch: dict[str, np.ndarray], mesh: Mesh) -> Prepared
         run,
         mesh,
         batch,
-        states.with_shardings(shapes, placed),
+        state,
         outputs,
         jax.jit(update, donate_argnums=0, out_shardings=(placed, mesh_lib.replicated(mesh))),
     )
+
+
+def shapes(
+    run: Run, host_batch: dict[str, np.ndarray], mesh: mesh_lib.AnyMesh
+) -> tuple[dict[str, jax.ShapeDtypeStruct], State]:
+    """Shapes of the global batch, and of the state with its shardings.
+
+    Raises:
+      UserError: sizes that do not divide, rules that match nothing.
+    """
+    check_divisible(run, mesh)
+    batch = {
+        key: jax.ShapeDtypeStruct((run.batch_size, *value.shape[1:]), value.dtype)
+        for key, value in device_part(host_batch).items()
+    }
+    init, create = _creators(run, batch)
+    state = jax.eval_shape(create, jax.eval_shape(init))
+    return batch, states.with_shardings(state, states.shardings(state, mesh, run.mesh.rules))
+
+
+def inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch as the objective sees it."""
+    return {key: leaf for key, leaf in batch.items() if key != "bad"}
 
 
 def device_part(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -172,7 +189,7 @@ def device_part(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return part
 
 
-def check_divisible(run: Run, mesh: Mesh) -> None:
+def check_divisible(run: Run, mesh: mesh_lib.AnyMesh) -> None:
     """Raises a UserError unless every device gets the same number of rows."""
     pieces = mesh_lib.batch_devices(mesh)
     for what, parts in (
@@ -196,12 +213,8 @@ def check_vocabulary(run: Run, outputs: dict[str, Any]) -> None:
 
 def _creators(run: Run, batch: dict[str, Any]) -> tuple[Any, Any]:
     """() -> params, and params -> state."""
-    init = functools.partial(states.init_params, run.objective, _inputs(batch), run.seed)
+    init = functools.partial(states.init_params, run.objective, inputs(batch), run.seed)
     create = functools.partial(
         states.create, run.objective, run.optimizer, seed=run.seed, ema=run.ema > 0
     )
     return init, create
-
-
-def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    return {key: leaf for key, leaf in batch.items() if key != "bad"}

@@ -84,20 +84,30 @@ def checkpoint_files(run: Run, config: ml_collections.ConfigDict) -> dict[str, b
 def enable_compilation_cache(folder: epath.Path) -> None:
     """Keeps compiled programs where only this user can write: whoever writes there runs code here.
 
-    The directory is JAX's own setting if there is one, else big_mm/jax in XDG_CACHE_HOME or
-    ~/.cache, else (if others own or may write to it) in the workdir.
+    The directory is JAX's own setting if there is one, else big_mm/jax in the user's cache, else
+    (if others own or may write to it) in the workdir.
     """
     if jax.config.jax_compilation_cache_dir:
         return
+    directory = private_cache("jax") or _private(pathlib.Path(folder) / ".jax_cache")
+    if directory is None:
+        logging.warning("no private directory for compiled programs: every start compiles anew")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def private_cache(name: str) -> pathlib.Path | None:
+    """big_mm/`name` in XDG_CACHE_HOME or ~/.cache; None if others own or may write to it."""
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    for directory in (pathlib.Path(home) / "big_mm" / "jax", pathlib.Path(folder) / ".jax_cache"):
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = directory.stat()
-        except OSError:
-            continue
-        if status.st_uid == os.getuid() and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            jax.config.update("jax_compilation_cache_dir", str(directory))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-            return
-    logging.warning("no private directory for compiled programs: every start compiles anew")
+    return _private(pathlib.Path(home) / "big_mm" / name)
+
+
+def _private(directory: pathlib.Path) -> pathlib.Path | None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+    except OSError:
+        return None
+    own = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    return directory if own else None

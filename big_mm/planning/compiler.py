@@ -1,0 +1,218 @@
+"""The real TPU compiler without a TPU: libtpu compiles for a topology that it is told.
+
+A result is kept as JSON in the user's private cache, by the hash of all that it depends on (the
+program, the slice, the options, the versions): a program is compiled once.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+import pathlib
+import re
+import resource
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from big_mm import mesh as mesh_lib
+from big_mm.planning import hlo
+from big_mm.planning.chips import Topology
+from big_mm.spec import UserError
+from big_mm.training.run import Prepared
+from big_mm.training.workdir import private_cache
+
+# No hardware is looked for, no log files are written, and two programs may compile at a time. An
+# accelerator type must be named for that; every topology can then be compiled for.
+_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_LOG_DIR": "disabled",
+}
+EFFORTS = {"low": -1.0, "default": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler said of one program, for one chip.
+
+    Attributes:
+      refusal: why it does not fit; empty if it does.
+      peak_bytes: of HBM, as the compiler schedules it; 0 where it does not fit.
+      argument_bytes, code_bytes: of these, what is there all the time.
+      hbm_bytes: read and written in a step (`hlo.Module.hbm_bytes`).
+      cycles: its own estimate of a step, without communication; only with the default effort.
+      collectives: of a step.
+      costliest: (cycles, runs, instruction, place in the program) of the slowest instructions.
+      seconds, cpu_seconds: that the compilation took.
+    """
+
+    refusal: str = ""
+    peak_bytes: int = 0
+    argument_bytes: int = 0
+    code_bytes: int = 0
+    hbm_bytes: int = 0
+    cycles: int = 0
+    collectives: tuple[hlo.Collective, ...] = ()
+    costliest: tuple[tuple[int, int, str, str], ...] = ()
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+def require() -> None:
+    """Raises a UserError unless libtpu is installed."""
+    try:
+        importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            "plans are compiled by the TPU compiler, which is not installed: pip install -e "
+            "'.[plan]' (700 MB, no TPU needed), or use --analytic, which needs no compiler"
+        ) from None
+
+
+def devices(topology: Topology) -> list[Any]:
+    """The chips of a slice, as devices that programs can be compiled for."""
+    require()
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    extent = topology.name.partition(":")[2]
+    described = topologies.get_topology_desc(
+        f"{topology.chip.compiler}:{extent}", platform="tpu", **dict(topology.chip.options)
+    )
+    return list(described.devices)
+
+
+def lower(prepared: Prepared) -> Any:
+    """The update of a run, lowered for the devices of its mesh."""
+    sharding = mesh_lib.batch_sharding(prepared.mesh)
+    batch = {
+        key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        for key, leaf in prepared.batch.items()
+    }
+    traced = prepared.update.trace(prepared.state, batch)
+    return traced.lower(lowering_platforms=("tpu",))
+
+
+def compile(
+    lowered: Any,
+    topology: Topology,
+    effort: str = "low",
+    keep: pathlib.Path | None = None,
+    wait: Callable[[float], None] = lambda seconds: None,
+) -> Compiled:
+    """Compiles, or finds what was said last time.
+
+    Args:
+      effort: "low" for memory and communication; cycles need "default", several times as long.
+      keep: a file for the optimised program's text; what is in the cache is then not used.
+      wait: called about once a second with the seconds passed.
+    """
+    file = _cache_file(lowered, topology, effort)
+    if file is not None and file.exists() and keep is None:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            return from_json(json.loads(file.read_text()))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, _effort(effort):
+        start = time.monotonic()
+        future = pool.submit(_compile, lowered, effort, keep)
+        while not future.done():
+            concurrent.futures.wait([future], timeout=1.0)
+            wait(time.monotonic() - start)
+        compiled = future.result()
+    if file is not None:
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(to_json(compiled)))
+        temporary.replace(file)
+    return compiled
+
+
+def _compile(lowered: Any, effort: str, keep: pathlib.Path | None) -> Compiled:
+    wall, cpu = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    refusal, executable = "", None
+    try:
+        executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        refusal = condense(str(error))
+    taken = {
+        "seconds": round(time.monotonic() - wall, 1),
+        "cpu_seconds": round(resource.getrusage(resource.RUSAGE_SELF).ru_utime - cpu, 1),
+    }
+    if executable is None:
+        return Compiled(refusal=refusal, **taken)
+    text, memory = executable.as_text(), executable.memory_analysis()
+    if keep is not None:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        keep.write_text(text)
+    module = hlo.Module(text)
+    return Compiled(
+        peak_bytes=memory.peak_memory_in_bytes,
+        argument_bytes=memory.argument_size_in_bytes,
+        code_bytes=memory.generated_code_size_in_bytes,
+        hbm_bytes=module.hbm_bytes(),
+        cycles=module.cycles() if effort == "default" else 0,
+        collectives=tuple(module.collectives()),
+        costliest=tuple(
+            (cycles, runs, instruction.name, instruction.op_name)
+            for cycles, runs, instruction in (module.costliest(20) if effort == "default" else ())
+        ),
+        **taken,
+    )
+
+
+def condense(message: str) -> str:
+    """The sentence of an out-of-memory message that says how much is missing."""
+    sentences = re.split(r"(?<=[.:])\s+", message.replace("\n", " "))
+    telling = [s for s in sentences if re.search(r"\d(\.\d+)?[GMK]\b", s)]
+    return (telling or sentences)[0].removeprefix("RESOURCE_EXHAUSTED:").strip()[:300]
+
+
+def to_json(compiled: Compiled) -> dict[str, Any]:
+    """As plain data."""
+    return dataclasses.asdict(compiled)
+
+
+def from_json(data: dict[str, Any]) -> Compiled:
+    """The inverse of `to_json`."""
+    collectives = tuple(
+        hlo.Collective(**{**one, "devices": tuple(one["devices"])}) for one in data["collectives"]
+    )
+    costliest = tuple(tuple(row) for row in data["costliest"])
+    return Compiled(**{**data, "collectives": collectives, "costliest": costliest})
+
+
+def versions() -> dict[str, str]:
+    """Of what the estimates depend on."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+
+
+@contextlib.contextmanager
+def _effort(effort: str) -> Iterator[None]:
+    names = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        for name in names:
+            jax.config.update(name, EFFORTS[effort])
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def _cache_file(lowered: Any, topology: Topology, effort: str) -> pathlib.Path | None:
+    folder = private_cache("plans")
+    if folder is None:
+        return None
+    reader = inspect.getsource(hlo) + inspect.getsource(_compile)
+    parts = (lowered.as_text(), topology.name, effort, json.dumps(versions()), reader)
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return folder / f"{digest}.json"
