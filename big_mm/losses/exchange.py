@@ -20,10 +20,11 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, PyTree
 
-from big_mm import mesh as mesh_lib
 from big_mm.spec import UserError
 
 EXCHANGES = ("gather", "ring")
+# For the left rows, for the right rows, for the whole.
+Found = tuple[PyTree, PyTree, PyTree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Layout:
     Attributes:
       exchange: "gather" or "ring".
       tile: the most rows of either side in one tile; 0 for all that a device holds of it.
-      mesh: rows are split over its axes `data` and `fsdp`; None for one device.
+      mesh: its devices share the rows, those of its axis `tensor` too, who hold the same rows
+        otherwise; None for one device.
     """
 
     exchange: str
@@ -49,12 +51,12 @@ class Layout:
     @property
     def axes(self) -> tuple[str, ...]:
         """The mesh axes that rows are split over."""
-        return tuple(a for a in mesh_lib.BATCH_AXES if self.mesh and a in self.mesh.shape)
+        return self.mesh.axis_names if self.mesh else ()
 
     @property
     def devices(self) -> int:
         """The number of pieces that rows are split into."""
-        return mesh_lib.batch_devices(self.mesh) if self.axes else 1
+        return self.mesh.size if self.mesh else 1
 
 
 class Reduction(NamedTuple):
@@ -76,7 +78,7 @@ class Reduction(NamedTuple):
 
 def over_pairs(
     reduction: Reduction, layout: Layout, shared: PyTree, left: PyTree, right: PyTree
-) -> tuple[PyTree, PyTree, PyTree]:
+) -> Found:
     """What all pairs add to the left rows, the right rows and the whole.
 
     Args:
@@ -84,7 +86,7 @@ def over_pairs(
       left, right: arrays whose first axis is the rows; the devices divide their number.
     """
     body = functools.partial(_on_each_device, reduction, layout)
-    if layout.mesh is None or layout.mesh.size == 1:
+    if layout.devices == 1:
         return body(shared, left, right)
     whole, rows = PartitionSpec(), PartitionSpec(layout.axes)
     return jax.shard_map(
@@ -98,69 +100,61 @@ def over_pairs(
 
 def _on_each_device(
     reduction: Reduction, layout: Layout, shared: PyTree, left: PyTree, right: PyTree
-) -> tuple[PyTree, PyTree, PyTree]:
-    axes = layout.axes
+) -> Found:
+    sweep = functools.partial(_sweep, reduction, layout.tile, shared)
     if layout.devices == 1:
-        return _sweep(reduction, layout.tile, shared, left, right, None)
+        return sweep(left, right, _nothing(reduction, shared, left, right))
     exchange = _gathered if layout.exchange == "gather" else _ring
-    for_left, for_right, total = exchange(reduction, layout, shared, left, right)
-    return for_left, for_right, jax.lax.psum(total, axes)
+    for_left, for_right, total = exchange(reduction, layout, shared, left, right, sweep)
+    return for_left, for_right, jax.lax.psum(total, layout.axes)
 
 
 def _gathered(
-    reduction: Reduction, layout: Layout, shared: PyTree, left: PyTree, right: PyTree
-) -> tuple[PyTree, PyTree, PyTree]:
+    reduction: Reduction, layout: Layout, shared: PyTree, left: PyTree, right: PyTree, sweep: Any
+) -> Found:
     gather = functools.partial(jax.lax.all_gather, axis_name=layout.axes, tiled=True)
     right = jax.tree.map(gather, right)
-    for_left, for_right, total = _sweep(reduction, layout.tile, shared, left, right, None)
+    nothing = _nothing(reduction, shared, left, right)
+    for_left, for_right, total = sweep(left, right, nothing)
     return for_left, reduction.scatter(for_right, layout.axes), total
 
 
 def _ring(
-    reduction: Reduction, layout: Layout, shared: PyTree, left: PyTree, right: PyTree
-) -> tuple[PyTree, PyTree, PyTree]:
-    count = layout.devices
-    neighbours = [(device, (device - 1) % count) for device in range(count)]
+    reduction: Reduction, layout: Layout, shared: PyTree, left: PyTree, right: PyTree, sweep: Any
+) -> Found:
+    neighbours = [(device, (device - 1) % layout.devices) for device in range(layout.devices)]
 
     def send(block: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jax.lax.ppermute(x, layout.axes, neighbours), block)
+
+    for_left, nothing, total = _nothing(reduction, shared, left, right)
 
     def step(_: Array, carry: tuple[PyTree, PyTree, PyTree, PyTree]) -> Any:
         block, for_left, for_block, total = carry
         # Neither message depends on this step's work, which therefore hides them.
         following, for_block = send(block), send(for_block)
-        for_left, new, total = _sweep(
-            reduction, layout.tile, shared, left, block, (for_left, total)
-        )
+        for_left, new, total = sweep(left, block, (for_left, nothing, total))
         return following, for_left, reduction.join(for_block, new), total
 
-    for_left, for_block, total = _empty(reduction, shared, left, right)
-    carry = jax.lax.fori_loop(0, count, step, (right, for_left, for_block, total))
+    carry = jax.lax.fori_loop(0, layout.devices, step, (right, for_left, nothing, total))
     _, for_left, for_block, total = carry
     return for_left, send(for_block), total
 
 
-def _empty(reduction: Reduction, shared: PyTree, left: PyTree, right: PyTree) -> Any:
+def _nothing(reduction: Reduction, shared: PyTree, left: PyTree, right: PyTree) -> Found:
     fresh = jax.ShapeDtypeStruct((_length(left), _length(right)), bool)
-    return tuple(map(reduction.empty, jax.eval_shape(reduction.visit, shared, left, right, fresh)))
+    shapes = jax.eval_shape(reduction.visit, shared, left, right, fresh)
+    return tuple(map(reduction.empty, shapes))
 
 
 def _sweep(
-    reduction: Reduction,
-    tile: int,
-    shared: PyTree,
-    left: PyTree,
-    right: PyTree,
-    before: tuple[PyTree, PyTree] | None,
-) -> tuple[PyTree, PyTree, PyTree]:
-    """Visits all pairs of the rows at hand; `before` has what was found for left rows and whole."""
-    for_left, for_right, total = _empty(reduction, shared, left, right)
-    if before is not None:
-        for_left, total = before
+    reduction: Reduction, tile: int, shared: PyTree, left: PyTree, right: PyTree, found: Found
+) -> Found:
+    """Adds what all pairs of the rows at hand give to what was found before."""
     lefts, rights = _Tiles.of(_length(left), tile), _Tiles.of(_length(right), tile)
 
-    def one(number: Array, carry: tuple[PyTree, PyTree, PyTree]) -> Any:
-        for_left, for_right, total = carry
+    def one(number: Array, found: Found) -> Found:
+        for_left, for_right, total = found
         i, j = number // rights.count, number % rights.count
         fresh = lefts.fresh(i)[:, None] & rights.fresh(j)[None, :]
         new = reduction.visit(shared, lefts.take(left, i), rights.take(right, j), fresh)
@@ -168,8 +162,7 @@ def _sweep(
         for_right = rights.put(for_right, j, reduction.join(rights.take(for_right, j), new[1]))
         return for_left, for_right, reduction.join(total, new[2])
 
-    start = for_left, for_right, total
-    return jax.lax.fori_loop(0, lefts.count * rights.count, one, start)
+    return jax.lax.fori_loop(0, lefts.count * rights.count, one, found)
 
 
 class _Tiles(NamedTuple):
@@ -187,7 +180,10 @@ class _Tiles(NamedTuple):
         return cls(rows, -(-rows // count), count)
 
     def start(self, number: Array) -> Array:
-        return jnp.minimum(number * self.size, self.rows - self.size)
+        start = number * self.size
+        # A plain multiple, where it is one, is known to the compiler as aligned.
+        even = self.size * self.count == self.rows
+        return start if even else jnp.minimum(start, self.rows - self.size)
 
     def fresh(self, number: Array) -> Bool[Array, " size"]:
         return self.start(number) + jnp.arange(self.size) >= number * self.size
