@@ -1,6 +1,7 @@
 """Contrastive losses between the image and text embeddings of a batch.
 
-Written on the global batch: under jit the compiler gathers what other devices hold.
+Written on the global batch. How its matrix of logits is laid out over devices and in memory is an
+option, which changes neither values nor gradients: see `pairwise`.
 """
 
 import dataclasses
@@ -10,96 +11,112 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from big_mm.losses.exchange import Layout
+from big_mm.losses.pairwise import Pairs, Reduced, Rows, reduce_pairs
+from big_mm.spec import UserError
 from big_mm.types import Batch, Mean, Outputs
 
-
-def _rows(batch: Batch, count: int) -> Bool[Array, " batch"]:
-    return batch["mask"] != 0 if "mask" in batch else jnp.ones(count, bool)
-
-
-def _similarity(outputs: Outputs) -> Float[Array, "batch batch"]:
-    """Cosines [image, text], in full float32: at a scale of 100, an error of 0.004 is 0.4."""
-    return jnp.matmul(
-        outputs["image_embedding"], outputs["text_embedding"].T, precision=jax.lax.Precision.HIGHEST
-    )
-
-
-def _positives(batch: Batch, key: str, count: int) -> Bool[Array, "batch batch"]:
-    if not key:
-        return jnp.eye(count, dtype=bool)
-    return batch[key][:, None] == batch[key][None, :]
-
-
-def _accuracy(
-    logits: Float[Array, "batch batch"], positive: Bool[Array, "batch batch"]
-) -> Float[Array, " batch"]:
-    best = logits.argmax(axis=1)
-    return jnp.take_along_axis(positive, best[:, None], axis=1)[:, 0].astype(jnp.float32)
+Shared = dict[str, Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Softmax:
-    """Symmetric InfoNCE (arXiv:2103.00020): each image finds its text among the batch's, and back.
+class _Contrastive:
+    """What the losses of this file share.
 
     Attributes:
-      positives: the batch key of an id [B]; pairs of equal id are positives of one another, with
-        equal shares of the target. By default a row is positive with itself only.
+      positives: the batch key of an id [B]; pairs of equal id are positives of one another. By
+        default a row is positive with itself only.
+      exchange: how devices meet each other's rows: "gather" holds all texts on each device, "ring"
+        passes them around in blocks, for batches whose embeddings alone are too large.
+      tile: the side of the largest part of the logits that is in memory at once, in either pass; 0
+        for all that one device has. A gain of memory for a third more matrix products.
     """
 
     positives: str = ""
-    couples: ClassVar[tuple[str, ...]] = ("image_embedding", "text_embedding", "logit_scale")
+    exchange: str = "gather"
+    tile: int = 0
+    batch_coupled: ClassVar[bool] = True
 
-    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
-        logits = outputs["logit_scale"] * _similarity(outputs)
-        valid = _rows(batch, len(logits))
-        positive = _positives(batch, self.positives, len(logits)) & valid[None, :]
-        image_to_text = _cross_entropy(logits, positive, valid)
-        text_to_image = _cross_entropy(logits.T, positive, valid)
-        masked = jnp.where(valid[:, None] & valid[None, :], logits, -jnp.inf)
-        metrics = {
-            "image_to_text_accuracy": Mean.of(_accuracy(masked, positive), valid),
-            "text_to_image_accuracy": Mean.of(_accuracy(masked.T, positive), valid),
-            "logit_scale": Mean.of(outputs["logit_scale"]),
+    def __post_init__(self) -> None:
+        Layout(self.exchange, self.tile, None)
+
+    def _sides(self, outputs: Outputs, batch: Batch) -> tuple[Rows, Rows]:
+        image, text = outputs["image_embedding"], outputs["text_embedding"]
+        valid = batch["mask"] != 0 if "mask" in batch else jnp.ones(len(image), bool)
+        if self.positives and self.positives not in batch:
+            raise UserError(f"positives={self.positives!r} is no key of the batch: {sorted(batch)}")
+        ids = batch[self.positives] if self.positives else jnp.arange(len(image))
+        return Rows.of(image, ids, valid), Rows.of(text, ids, valid)
+
+    def _metrics(
+        self, sides: tuple[Rows, Rows], reduced: tuple[Reduced, Reduced]
+    ) -> dict[str, Mean]:
+        names = ("image_to_text_accuracy", "text_to_image_accuracy")
+        return {
+            name: Mean.of(side.labels[found.best] == side.labels, side.valid)
+            for name, side, found in zip(names, sides, reduced, strict=True)
         }
-        return Mean.of((image_to_text + text_to_image) / 2, valid), metrics
 
 
-def _cross_entropy(
-    logits: Float[Array, "batch batch"],
-    positive: Bool[Array, "batch batch"],
-    valid: Bool[Array, " batch"],
-) -> Float[Array, " batch"]:
-    logits = jnp.where(valid[None, :], logits, -1e30)
-    total = jax.nn.logsumexp(logits, axis=1)
-    share = positive / jnp.maximum(positive.sum(axis=1, keepdims=True), 1)
-    return total - (logits * share).sum(axis=1)
+def _similarity(image: Rows, text: Rows) -> Float[Array, "images texts"]:
+    """Cosines in full float32: at a scale of 100, an error of 0.004 is 0.4."""
+    return jnp.einsum("id,td->it", image.values, text.values, precision=jax.lax.Precision.HIGHEST)
+
+
+def _positive(image: Rows, text: Rows) -> Bool[Array, "images texts"]:
+    return image.labels[:, None] == text.labels[None, :]
 
 
 @dataclasses.dataclass(frozen=True)
-class Sigmoid:
+class Softmax(_Contrastive):
+    """Symmetric InfoNCE (arXiv:2103.00020): each image finds its text among the batch's, and back.
+
+    Several positives have equal shares of the target.
+    """
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
+        sides = self._sides(outputs, batch)
+        shared = {"scale": outputs["logit_scale"]}
+        rows, columns = reduce_pairs(
+            _softmax, shared, *sides, exchange=self.exchange, tile=self.tile
+        )
+        loss = (_cross_entropy(rows) + _cross_entropy(columns)) / 2
+        metrics = {"logit_scale": Mean.of(outputs["logit_scale"])}
+        return Mean.of(loss, sides[0].valid), self._metrics(sides, (rows, columns)) | metrics
+
+
+def _softmax(shared: Shared, image: Rows, text: Rows) -> tuple[Pairs, Pairs]:
+    logits = shared["scale"] * _similarity(image, text)
+    positive = _positive(image, text)
+    terms = {"positives": positive, "target": jnp.where(positive, logits, 0.0)}
+    both = Pairs(logits, {"logits": logits}, terms)
+    return both, both
+
+
+def _cross_entropy(reduced: Reduced) -> Float[Array, " batch"]:
+    target = reduced.terms["target"] / jnp.maximum(reduced.terms["positives"], 1)
+    return reduced.exponents["logits"] - target
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid(_Contrastive):
     """SigLIP (arXiv:2303.15343): each pair of image and text is a yes-or-no question.
 
     The sum over pairs, divided by the number of images. Needs `logit_bias`.
-
-    Attributes:
-      positives: as of `Softmax`.
     """
 
-    positives: str = ""
-    couples: ClassVar[tuple[str, ...]] = (*Softmax.couples, "logit_bias")
-
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
-        logits = outputs["logit_scale"] * _similarity(outputs) + outputs["logit_bias"]
-        valid = _rows(batch, len(logits))
-        positive = _positives(batch, self.positives, len(logits))
-        pairs = valid[:, None] & valid[None, :]
-        losses = -jax.nn.log_sigmoid(jnp.where(positive, logits, -logits))
-        losses = jnp.where(pairs, losses, 0.0).sum(axis=1)
-        masked = jnp.where(pairs, logits, -jnp.inf)
-        metrics = {
-            "image_to_text_accuracy": Mean.of(_accuracy(masked, positive), valid),
-            "text_to_image_accuracy": Mean.of(_accuracy(masked.T, positive), valid),
-            "logit_scale": Mean.of(outputs["logit_scale"]),
-            "logit_bias": Mean.of(outputs["logit_bias"]),
-        }
-        return Mean.of(losses, valid), metrics
+        sides = self._sides(outputs, batch)
+        shared = {"scale": outputs["logit_scale"], "bias": outputs["logit_bias"]}
+        rows, columns = reduce_pairs(
+            _sigmoid, shared, *sides, exchange=self.exchange, tile=self.tile
+        )
+        metrics = {name: Mean.of(outputs[name]) for name in ("logit_scale", "logit_bias")}
+        loss = Mean.of(rows.terms["loss"], sides[0].valid)
+        return loss, self._metrics(sides, (rows, columns)) | metrics
+
+
+def _sigmoid(shared: Shared, image: Rows, text: Rows) -> tuple[Pairs, Pairs]:
+    logits = shared["scale"] * _similarity(image, text) + shared["bias"]
+    answers = jnp.where(_positive(image, text), logits, -logits)
+    return Pairs(logits, {}, {"loss": -jax.nn.log_sigmoid(answers)}), Pairs(logits, {}, {})
