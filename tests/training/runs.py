@@ -94,7 +94,7 @@ def config(directory: pathlib.Path, model=None, fault=None, damaged: int = 0, **
     return spec.spec(run.Run, objective=objective, contract=made.contract, **(defaults | options))
 
 
-def train(made, workdir: pathlib.Path) -> dict[str, float]:
+def train(made, workdir: pathlib.Path) -> dict[str, float] | None:
     return loop.train(made, workdir)
 
 
