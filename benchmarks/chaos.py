@@ -8,11 +8,13 @@ starts again, and so on until a life reaches the last step. A moment is either a
 that the progress lines show (start-up, compilation, steps, evaluation, any time at all), or a
 file-system event of the program (a file of the record index, a line of metrics.jsonl, a file of a
 checkpoint, its renaming, the deletion of an old one, ...) plus a random delay: chaos_hook/ counts
-these from inside the otherwise unchanged program. Campaigns take turns among worker processes and
-reading threads, and among the variants of the config; records are damaged in all of them.
+these from inside the otherwise unchanged program. Some lives end by SIGTERM instead, which is no
+kill and must save. Campaigns take turns among worker processes and reading threads, and between a
+guard that skips updates and one that goes back; records are damaged in all of them.
 
 Compared with the undisturbed run, bit for bit: every line of metrics.jsonl except rates, the final
-evaluation, and the checksum of every array of the last checkpoint. A lost commit is a step that
+evaluation, the refused updates, which checkpoints are left, and the checksum of every array of the
+last one. A lost commit is a step that
 was committed when the process died, but that the next life does not begin with if it was the
 newest, or that is gone later although the retention policy keeps it. Exits 1 on any difference.
 """
@@ -49,13 +51,19 @@ from big_mm.models import variants
 from big_mm.objectives.base import Weighted
 from big_mm.spec import spec
 from big_mm.training.checkpoint import Checkpoints
+from big_mm.training.guard import Guard
 from big_mm.training.optimizer import AdamW
 from big_mm.training.run import Run
 from big_mm.training.schedules import WarmupCosine
 
+# Low enough that some updates of the run are refused.
+SPIKE = 1.2
 HOOK = pathlib.Path(__file__).parent / "chaos_hook"
-IMAGE_SIZE, MAX_LEN, VOCABULARY, RECORDS = 16, 12, 300, 96
-STEPS, EVALUATE, VARIANTS = 40, 5, ("plain",)
+IMAGE_SIZE, MAX_LEN, VOCABULARY, RECORDS, STEPS = 16, 12, 300, 96, 24
+VARIANTS = {
+    "skip": spec(Guard, spike=SPIKE, warmup=4),
+    "rollback": spec(Guard, policy="rollback", spike=SPIKE, warmup=4, max_rollbacks=1000),
+}
 
 # File-system events of a run, as chaos_hook/ sees them: what they write, what they rename.
 _STEP = r"/checkpoints/\d+"
@@ -77,12 +85,13 @@ STAGES = {
     "step": "contrastive",
     "evaluation": "evaluating",
 }
-PHASES = [*EVENTS, *STAGES, "any time"]
+STOP = "SIGTERM in a step"
+PHASES = [*EVENTS, *STAGES, "any time", STOP]
 
 
 def get_config(arg: str) -> Any:
-    """The run that is killed; `arg` is DATA or DATA,VARIANT."""
-    data, _, variant = arg.partition(",")
+    """The run that is killed; `arg` is DATA,VARIANT."""
+    data, variant = arg.split(",")
     blocks = {"width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
     model = variants.coca(
         "tiny",
@@ -126,9 +135,12 @@ def get_config(arg: str) -> Any:
         batch_size=16,
         ema=0.9,
         log_every=1,
-        eval_every=EVALUATE,
+        eval_every=4,
         evaluators={"retrieval": spec(Retrieval, source=source("test_seen"), captions_per_image=1)},
-        checkpoint=spec(Checkpoints, every=2, keep=2, keep_every=14),
+        checkpoint=spec(
+            Checkpoints, every=3, keep=2, keep_every=9, best="retrieval/image_to_text_r@1"
+        ),
+        guard=VARIANTS[variant],
         max_bad_share=0.5,
     )
 
@@ -177,8 +189,8 @@ class Life:
         for line in self.process.stderr:
             self.lines.append((time.monotonic(), line.rstrip()))
 
-    def kill_after(self, shown: str, occurrence: int, delay: float) -> None:
-        """SIGKILL `delay` seconds after the line of that number that shows something has come."""
+    def end_after(self, shown: str, occurrence: int, delay: float, how: int) -> None:
+        """A signal `delay` seconds after the line of that number that shows something has come."""
         while self.process.poll() is None:
             found = (
                 [at for at, line in list(self.lines) if shown in line] if shown else [self.begun]
@@ -187,11 +199,11 @@ class Life:
                 time.sleep(max(0.0, found[occurrence - 1] + delay - time.monotonic()))
                 break
             time.sleep(0.002)
-        self.kill()
+        self.kill(how)
 
-    def kill(self) -> None:
+    def kill(self, how: int = signal.SIGKILL) -> None:
         try:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            os.killpg(self.process.pid, how)
         except ProcessLookupError:
             pass
 
@@ -253,7 +265,8 @@ class Campaign:
         if first is not None and first != max(before, default=0):
             self.lost += 1
             print(f"  LOST: began with step {first}, committed were {sorted(before)}")
-        gone = policy.kept(before | now, {}) - now
+        # Going back deletes what was saved off the schedule since.
+        gone = {step for step in policy.kept(before | now, {}) - now if policy.due(step)}
         if gone:
             self.lost += len(gone)
             print(f"  LOST: {sorted(gone)} of {sorted(before)} are gone, there are {sorted(now)}")
@@ -271,6 +284,9 @@ class Campaign:
             for line in lines
         }
         content |= {f"checkpoint {path}": leaf for path, leaf in leaves.items()}
+        incidents = self.workdir / "incidents.jsonl"
+        content["incidents.jsonl"] = incidents.read_text() if incidents.exists() else ""
+        content["kept steps"] = sorted(self.steps())
         content["evaluation.json"] = json.loads((self.workdir / "evaluation.json").read_text())
         content["number of lines"] = len(lines)
         return content
@@ -308,7 +324,7 @@ class Reference:
         """A random one of a stage: (what a line shows, its occurrence, seconds after it)."""
         if phase == "any time":
             return "", 1, rng.uniform(0.0, self.seconds)
-        shown = STAGES[phase]
+        shown = STAGES["step" if phase == STOP else phase]
         starts = [i for i, (_, line) in enumerate(self.lines) if shown in line]
         if not shown:
             return shown, 1, rng.uniform(0.0, self.lines[0][0])
@@ -330,7 +346,8 @@ def strike(campaign: Campaign, reference: Reference, phase: str, rng: random.Ran
         life = campaign.life()
         shown, occurrence, delay = reference.moment(phase, rng)
         life.start()
-        life.kill_after(shown, occurrence, delay)
+        how = signal.SIGTERM if phase == STOP else signal.SIGKILL
+        life.end_after(shown, occurrence, delay, how)
     return life
 
 
@@ -342,24 +359,32 @@ def chaos(arguments: argparse.Namespace, root: pathlib.Path) -> dict[str, Any]:
     for index in (root / "data").glob(".*.index"):
         index.unlink()
     (root / "compiled").mkdir(mode=0o700)
-    references = {}
+    references, order = {}, list(VARIANTS)
     for number, variant in enumerate(VARIANTS):
         references[variant] = Reference.run(Campaign(root, number, variant, workers=0))
         made = references[variant]
-        print(f"undisturbed ({variant}): {made.seconds:.1f} s, {parameter_hash(made.results)}")
-    kills: collections.Counter[str] = collections.Counter()
+        refused = made.results["incidents.jsonl"].count("\n")
+        print(
+            f"undisturbed ({variant}): {made.seconds:.1f} s, {refused} updates refused, "
+            f"parameters {parameter_hash(made.results)}"
+        )
+    deaths: collections.Counter[str] = collections.Counter()
     deck: list[str] = []
     lost = wrong = number = 0
     runs = []
-    while kills.total() < arguments.kills:
-        variant, workers = VARIANTS[number % len(VARIANTS)], (0, 2)[number // len(VARIANTS) % 2]
+
+    def kills() -> int:
+        return deaths.total() - deaths[STOP]
+
+    while kills() < arguments.kills:
+        variant, workers = order[number % len(order)], (0, 2)[number // len(order) % 2]
         number += 1
         campaign, reference = Campaign(root, 100 + number, variant, workers), references[variant]
         policy = specs.build(get_config(f"{root / 'data'},{variant}").checkpoint)
         story, code = [], -signal.SIGKILL
         while code != 0:
             phase = "to the end"
-            if len(story) < arguments.lives and kills.total() < arguments.kills:
+            if len(story) < arguments.lives and kills() < arguments.kills:
                 deck = deck or rng.sample(PHASES, len(PHASES))
                 phase = deck.pop()
                 life = strike(campaign, reference, phase, rng)
@@ -367,26 +392,26 @@ def chaos(arguments: argparse.Namespace, root: pathlib.Path) -> dict[str, Any]:
                 life = campaign.life()
                 life.start()
             code = life.end()
-            if code not in (0, -signal.SIGKILL):
+            if code not in (0, os.EX_TEMPFAIL if phase == STOP else -signal.SIGKILL):
                 print("\n".join(line for _, line in life.lines[-30:]))
                 sys.exit(f"{campaign.folder.name} ended with status {code} in {phase!r}")
             if code != 0:
-                kills[phase] += 1
+                deaths[phase] += 1
             story.append(f"{phase} at {life.first_step()}")
             campaign.account(life, policy)
         found = differences(reference.results, campaign.results())
         lost, wrong = lost + campaign.lost, wrong + len(found)
         runs.append({"campaign": campaign.folder.name, "lives": story, "differences": found})
-        print(f"{campaign.folder.name}: {len(story)} lives, {parameter_hash(campaign.results())}")
+        print(f"{campaign.folder.name}: {', '.join(story)}", flush=True)
         for line in found:
             print(f"  DIFFERENT: {line}")
         if not found and not campaign.lost:
             shutil.rmtree(campaign.folder)
     return {
-        "kills": kills.total(),
+        "kills": kills(),
         "lost_commits": lost,
         "differences": wrong,
-        "phases": {phase: kills[phase] for phase in PHASES},
+        "phases": {phase: deaths[phase] for phase in PHASES},
         "parameters": {name: parameter_hash(made.results) for name, made in references.items()},
         "campaigns": runs,
     }
@@ -407,7 +432,7 @@ def main() -> int:
         root.mkdir(parents=True, exist_ok=True)
         data = chaos(arguments, root.resolve())
     for phase, count in data["phases"].items():
-        print(f"  {phase:16}{count:4} kills")
+        print(f"  {phase:20}{count:4}")
     if arguments.out:
         arguments.out.write_text(json.dumps(data, indent=1) + "\n")
     print(

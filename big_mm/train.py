@@ -25,6 +25,7 @@ import jax
 from absl import logging
 
 from big_mm import allocator, distributed, report, spec
+from big_mm.data.watch import Stalled
 from big_mm.spec import UserError
 from big_mm.training import check, loop
 
@@ -64,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stalled as error:
+        print(f"error: {error}", file=sys.stderr)
+        return os.EX_IOERR
     except OSError as error:
         if error.filename is None and error.errno not in _DISK:
             raise
@@ -73,4 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == os.EX_IOERR:  # Python would wait for the thread that hangs.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -22,7 +22,7 @@ CONFIG = checkpoint.CONFIG
 FREE = (
     r"steps|log_every|eval_every|profile(/.*)?|max_bad_share",
     r"(checkpoint|guard|mesh|evaluators)(/.*)?",
-    r"data/(num_workers|num_threads|prefetch|cache)",
+    r"data/(num_workers|num_threads|prefetch|cache|timeout)",
     r"(.*/)?(remat|unroll)",
 )
 
