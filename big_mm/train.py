@@ -5,11 +5,19 @@
     python -m big_mm.train --config ... --config.steps=0     check everything, train nothing
 
 The workdir gets metrics.jsonl, evaluation.json, report.html, config.json, checkpoints/ and
-tensorboard/. The same command continues an interrupted run from its latest checkpoint; SIGTERM
-saves before it ends the run.
+tensorboard/, and incidents.jsonl if an update was refused. The same command continues an
+interrupted run from its latest checkpoint.
+
+Exit status:
+    0   trained to the last step, and evaluated
+    2   something to correct first, which the last line names: config, data, disk, divergence
+    74  no batch came for data.timeout seconds; the lines above name what hung. Worth another try
+    75  SIGTERM came, the state was saved: the same command continues
 """
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,8 +25,12 @@ import jax
 from absl import logging
 
 from big_mm import allocator, distributed, report, spec
+from big_mm.data.watch import Stalled
 from big_mm.spec import UserError
 from big_mm.training import check, loop
+
+# What a disk says; other errors without the name of a file are no mistake of the user.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,15 +55,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(check.check(config, arguments.workdir))
         elif not arguments.workdir:
             raise UserError("--workdir DIR is needed to train (--config.steps=0 only checks)")
-        elif loop.train(config, arguments.workdir) and jax.process_index() == 0:
+        elif (metrics := loop.train(config, arguments.workdir)) is None:
+            print("stopped by SIGTERM and saved: the same command continues", file=sys.stderr)
+            return os.EX_TEMPFAIL
+        elif metrics and jax.process_index() == 0:
             page = report.write(arguments.workdir)
             report.print_table(report.headline(arguments.workdir))
             print(page)
-    except (UserError, FileNotFoundError) as error:
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stalled as error:
+        print(f"error: {error}", file=sys.stderr)
+        return os.EX_IOERR
+    except OSError as error:
+        if error.filename is None and error.errno not in _DISK:
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == os.EX_IOERR:  # Python would wait for the thread that hangs.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

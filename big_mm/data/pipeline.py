@@ -7,6 +7,7 @@ shuffle, repeat and mix, O(1) each), its generator is seeded by p, and the globa
 positions [t*B, (t+1)*B), of which host h of H takes the h-th slice.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -21,12 +22,14 @@ from absl import flags, logging
 
 from big_mm.data import batching
 from big_mm.data import transforms as transforms_lib
+from big_mm.data import watch as watching
 from big_mm.data.contract import Contract
 from big_mm.data.damage import DAMAGE
-from big_mm.data.prefetch import prefetch_to_device
+from big_mm.data.prefetch import Prefetcher, prefetch_to_device
 from big_mm.data.records import Source
 from big_mm.data.rows import Examined, Records, Transformed
 from big_mm.data.transforms import Record, Transform
+from big_mm.data.watch import Board, Watch
 from big_mm.spec import UserError
 
 # Rows that one thread prepares at a time: enough to hide Grain's cost per element, few enough that
@@ -57,6 +60,8 @@ class Pipeline:
       prefetch: batches prepared ahead.
       cache: keep what the transforms before the first random one return (the decoded pictures) in
         the memory of each process. For sets that fit: 20,000 pictures of 64 pixels are 250 MB.
+      timeout: seconds without a batch after which the run ends with an error that names the worker
+        process, thread and record that hang; a tenth of it brings a warning.
       keep: features to keep besides `key` and numbers: texts, bytes, lists. They become object
         arrays, which no device takes.
     """
@@ -69,6 +74,7 @@ class Pipeline:
     num_threads: int | None = None
     prefetch: int = 2
     cache: bool = False
+    timeout: float = watching.TIMEOUT
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -127,12 +133,13 @@ class Pipeline:
             batching.stack, by_column=by_column, contract=contract, keep=self.keep
         )
         slicing = _Slicing(batch_size, process_index * share, share, chunk)
+        threads = _threads(self.num_threads, self.num_workers)
+        board = Board(self.num_workers, threads)
         chunks = grain.MapDataset.range(start_step * (share // chunk), _FOREVER).map(
-            _Chunk(self._order(seed), rows, stack, slicing)
+            _Chunk(self._order(seed), rows, stack, slicing, board)
         )
-        return _stream(
-            chunks, share // chunk, self.num_threads, self.prefetch, num_workers=self.num_workers
-        )
+        watch = Watch(board, self.num_workers, self.timeout, records.where)
+        return _stream(chunks, share // chunk, threads, self.prefetch, self.num_workers, watch)
 
     def _order(self, seed: int) -> grain.MapDataset:
         """Position in the run -> record number, without end."""
@@ -176,11 +183,15 @@ def examples(
     steps = -(-len(source) // batch_size)
     order = grain.MapDataset.range(steps * batch_size)
     slicing = _Slicing(batch_size, process_index * share, share, chunk)
+    threads = _threads(num_threads, 0)
+    board = Board(0, threads)
     chunks = grain.MapDataset.range(steps * (share // chunk)).map(
-        _Chunk(order, Examined(source, contract), batching.stack_examples, slicing)
+        _Chunk(order, Examined(source, contract), batching.stack_examples, slicing, board)
     )
+    last = len(source) - 1
+    watch = Watch(board, 0, watching.TIMEOUT, lambda number: source.where(min(number, last)))
     seen = sound = 0
-    for batch in _stream(chunks, share // chunk, num_threads, prefetch=2):
+    for batch in _stream(chunks, share // chunk, threads, prefetch=2, num_workers=0, watch=watch):
         for index, kind in zip(batch["bad_index"], batch["bad_kind"], strict=True):
             if index >= 0:
                 logging.warning("evaluation drops %s: %s", source.where(int(index)), DAMAGE[kind])
@@ -214,51 +225,77 @@ class _Chunk:
       order: position in the run -> record number.
       rows: `fetch(number)`, then `finish(position, number, fetched)`.
       stack: an iterator over rows and their count -> arrays.
+      board: told of every record.
     """
 
     order: grain.MapDataset
     rows: Transformed | Examined
     stack: Callable[[Iterator[Record], int], dict[str, Any]]
     slicing: _Slicing
+    board: Board
 
     def __call__(self, chunk: int) -> dict[str, Any]:
-        return self.stack(self._rows(self.slicing.positions(chunk)), self.slicing.size)
+        try:
+            return self.stack(self._rows(self.slicing.positions(chunk)), self.slicing.size)
+        finally:
+            self.board.note(-1)
 
     def _rows(self, positions: range) -> Iterator[Record]:
         for start in range(0, len(positions), _AHEAD):
             block = positions[start : start + _AHEAD]
             numbers = [self.order[position] for position in block]
-            fetched = [self.rows.fetch(number) for number in numbers]
-            yield from map(self.rows.finish, block, numbers, fetched)
+            fetched = []
+            for number in numbers:
+                self.board.note(number)
+                fetched.append(self.rows.fetch(number))
+            for position, number, record in zip(block, numbers, fetched, strict=True):
+                self.board.note(number)
+                yield self.rows.finish(position, number, record)
 
 
 def _stream(
     chunks: grain.MapDataset,
     per_batch: int,
-    num_threads: int | None,
+    num_threads: int,
     prefetch: int,
-    num_workers: int = 0,
+    num_workers: int,
+    watch: Watch,
 ) -> Iterator[dict[str, Any]]:
-    """Chunks prepared in parallel, in order, joined to batches."""
+    """Chunks prepared in parallel, in order, joined to batches, under watch."""
     ahead = max(1, prefetch * per_batch)
-    if num_threads is None:
-        num_threads = 1 if num_workers else min(16, _cpus())
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain reads its flags; argparse programs parse none
             flags.FLAGS.mark_as_parsed()
         dataset = chunks.to_iter_dataset(grain.ReadOptions(num_threads, num_threads))
         each = -(-ahead // num_workers)
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=each)
+            grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=each),
+            worker_init_fn=functools.partial(watching.enter_worker, watch.board),
         )
     else:
         dataset = chunks.to_iter_dataset(grain.ReadOptions(num_threads, max(num_threads, ahead)))
-    iterator = iter(dataset)
+
+    def batches() -> Iterator[dict[str, Any]]:
+        with contextlib.closing(iter(dataset)) as iterator:
+            counted = watch.count(iterator)
+            while parts := list(itertools.islice(counted, per_batch)):
+                yield batching.concatenate(parts)
+
+    # In a thread: whoever waits for a batch must be able to stop waiting.
+    reader = Prefetcher(batches(), lambda batch: batch, depth=1, waiting=watch.waiting)
     try:
-        while parts := list(itertools.islice(iterator, per_batch)):
-            yield batching.concatenate(parts)
+        yield from reader
     finally:
-        iterator.close()
+        if not reader.close() and num_workers:
+            watch.kill_workers()
+            reader.close()
+        watch.board.close()
+
+
+def _threads(num_threads: int | None, num_workers: int) -> int:
+    if num_threads is not None:
+        return num_threads
+    return 1 if num_workers else min(16, _cpus())
 
 
 def _cpus() -> int:

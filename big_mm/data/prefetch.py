@@ -2,18 +2,31 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+# Seconds between looks at what is waited for, and for a thread to end.
+_NOW_AND_THEN, _PATIENCE = 0.5, 5.0
 
 
 class Prefetcher(Iterator[T], Generic[T]):
-    """Iterates over `to_device(batch)`, `depth` of them ahead; close it, or use it in `with`."""
+    """Iterates over `to_device(batch)`, `depth` of them ahead; close it, or use it in `with`.
+
+    `waiting(seconds)` is called about once a second while `next` waits, and may raise.
+    """
 
     _END = object()
 
-    def __init__(self, batches: Iterable[Any], to_device: Callable[[Any], T], depth: int):
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        to_device: Callable[[Any], T],
+        depth: int,
+        waiting: Callable[[float], None] = lambda seconds: None,
+    ):
+        self._waiting = waiting
         self._queue: queue.Queue[Any] = queue.Queue(depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(
@@ -46,7 +59,7 @@ class Prefetcher(Iterator[T], Generic[T]):
     def __next__(self) -> T:
         if self._stop.is_set():
             raise StopIteration
-        value, error = self._queue.get()
+        value, error = self._get()
         if value is not self._END:
             return value
         self.close()
@@ -54,12 +67,24 @@ class Prefetcher(Iterator[T], Generic[T]):
             raise error
         raise StopIteration
 
-    def close(self) -> None:
-        """Stops the thread and closes the iterator it reads; further batches are dropped."""
+    def _get(self) -> tuple[Any, BaseException | None]:
+        begun = time.monotonic()
+        while True:
+            try:
+                return self._queue.get(timeout=_NOW_AND_THEN)
+            except queue.Empty:
+                self._waiting(time.monotonic() - begun)
+
+    def close(self) -> bool:
+        """Stops the thread and closes the iterator it reads; further batches are dropped.
+
+        Returns whether that was possible: not if the thread hangs in the iterator.
+        """
         self._stop.set()
         while not self._queue.empty():
             self._queue.get_nowait()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=_PATIENCE)
+        return not self._thread.is_alive()
 
     def __enter__(self) -> "Prefetcher[T]":
         return self

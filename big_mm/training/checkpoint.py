@@ -11,10 +11,11 @@ Orbax does not notice a flipped bit in an array, hence the checksums: they are t
 before the save and compared on the device after the restore. Nothing is ever unpickled.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,34 +51,66 @@ class Checkpoints:
 
     Attributes:
       every: steps between saves; the last step is always saved. 0 saves the last step only.
-      keep: how many of the latest to keep.
+      keep: how many of the latest of these to keep.
       keep_every: also keep, for good, the steps that this divides.
+      best: a metric of an evaluation ("retrieval/image_to_text_r@1"): the step where it was best is
+        kept as well. Every step that is evaluated is then saved.
+      best_mode: "max" or "min".
     """
 
     every: int = 1000
     keep: int = 2
     keep_every: int | None = None
+    best: str | None = None
+    best_mode: str = "max"
 
     def __post_init__(self) -> None:
         if self.every < 0 or self.keep < 1:
             raise UserError(f"checkpoints need every >= 0 and keep >= 1, not {self}")
+        if self.best_mode not in ("max", "min"):
+            raise UserError(f"best_mode={self.best_mode!r} is neither 'max' nor 'min'")
 
     def due(self, step: int) -> bool:
+        """Whether a step is saved because of its number."""
         return self.every > 0 and step % self.every == 0
+
+    def best_of(self, scores: Mapping[int, float]) -> int | None:
+        """The step with the best score, of equal ones the first; None if there is none."""
+        sign = 1 if self.best_mode == "max" else -1
+        return max(scores, key=lambda step: (sign * scores[step], -step), default=None)
+
+    def kept(self, steps: Iterable[int], scores: Mapping[int, float]) -> set[int]:
+        """Which of the saved steps stay.
+
+        The newest; the last `keep` that were due, whatever was saved between them (SIGTERM); those
+        that `keep_every` divides; the best by `scores`. A function of nothing else, so that a run
+        that was killed keeps what an undisturbed one keeps.
+        """
+        steps = sorted(steps)
+        chosen = {*steps[-1:], *[step for step in steps if self.due(step)][-self.keep :]}
+        if self.keep_every:
+            chosen |= {step for step in steps if step % self.keep_every == 0}
+        best = self.best_of({step: scores[step] for step in steps if step in scores})
+        return chosen if best is None else chosen | {best}
 
 
 class Store:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
+
+    Attributes:
+      scores: {step: the metric that `policy.best` names}, as far as it is known.
+    """
 
     def __init__(self, directory: epath.PathLike, policy: Checkpoints, files: Mapping[str, bytes]):
         """`files` ({name: content}) go into every step folder."""
         self.directory = epath.Path(directory).resolve()
+        self.policy = policy
+        self.scores: dict[int, float] = {}
         self._files = dict(files)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=policy.keep,
-                keep_period=policy.keep_every,
+                preservation_policy=_Preservation(self),
                 cleanup_tmp_directories=True,
             ),
         )
@@ -89,7 +122,8 @@ class Store:
     def save(self, step: int, items: Items) -> None:
         """Copies the arrays before it returns; the writing goes on in the background.
 
-        Raises whatever made an earlier save fail.
+        Raises:
+          CheckpointError: this save, or an earlier one, has failed.
         """
         if step in self.steps():
             # Only a step that `restore` has refused is reached again.
@@ -100,7 +134,8 @@ class Store:
             name: ocp.args.StandardSave(trees.unflatten(flat)) for name, flat in items.items()
         }
         arguments[_FILES] = _SaveFiles(self._files | {MANIFEST: manifest.encode()})
-        self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+        with self._naming_failures():
+            self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
 
     def restore(self, wanted: Items) -> Items | None:
         """The newest intact step, laid out as `wanted` says; None if nothing was ever saved.
@@ -110,7 +145,32 @@ class Store:
         Raises:
           CheckpointError: the checkpoint is of another model, or none is intact.
         """
-        for step in reversed(self.steps()):
+        return self._newest_intact(self.steps(), wanted)
+
+    def rewind(self, before: int, wanted: Items) -> Items | None:
+        """The newest intact step of the schedule before that one; later ones are deleted.
+
+        Steps that were saved between (SIGTERM) do not count, so that all runs go back equally far.
+        None if none was saved yet.
+
+        Raises:
+          CheckpointError: none is intact, or a save has failed.
+        """
+        self.wait()
+        steps = [step for step in self.steps() if step < before]
+        due = [step for step in steps if self.policy.due(step)]
+        scheduled = steps[-1] // self.policy.every * self.policy.every if steps else 0
+        # Without the schedule's own last step, the schedule was another one: any step will do.
+        items = self._newest_intact(due if scheduled in (0, *due[-1:]) else steps, wanted)
+        reached = 0 if items is None else int(items["progress"]["step"])
+        for step in self.steps():
+            if step > reached:
+                self._manager.delete(step)
+        self.scores = {step: score for step, score in self.scores.items() if step <= reached}
+        return items
+
+    def _newest_intact(self, steps: Sequence[int], wanted: Items) -> Items | None:
+        for step in reversed(steps):
             folder = self.directory / str(step)
             try:
                 manifest = _load_manifest(folder)
@@ -122,22 +182,55 @@ class Store:
                 }
             except _Damaged as error:
                 logging.warning("REFUSED the checkpoint %s: %s", folder, error)
-        if self.steps():
+        if steps:
             raise CheckpointError(
-                f"no checkpoint in {self.directory} is intact (steps {self.steps()} were tried): "
+                f"no checkpoint in {self.directory} is intact (steps {list(steps)} were tried): "
                 "put back a copy, or start again in another --workdir"
             )
         return None
 
     def check(self) -> None:
-        """Raises the error of a save that failed in the background."""
-        self._manager.check_for_errors()
+        """Raises a CheckpointError if a save has failed in the background."""
+        with self._naming_failures():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits until everything is written. Raises a CheckpointError if a save has failed."""
+        with self._naming_failures():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Waits until everything is written, and raises what went wrong."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        """Waits, and lets go. Raises a CheckpointError if a save has failed."""
+        self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _naming_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore have many ways to say "cannot write".
+            reason = _first_line(error)
+            folders = (p.name for p in self.directory.iterdir()) if self.directory.exists() else ()
+            steps = [int(name) for name in folders if name.isdigit()]
+            good = f"step {max(steps)}" if steps else "none"
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self.directory} ({reason}); the last good "
+                f"one there: {good}. Make room or mend the disk; the same command continues"
+            ) from error
+
+
+class _Preservation:
+    """A store's policy, as Orbax asks for it before each save."""
+
+    def __init__(self, store: Store):
+        self._store = store
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = self._store.policy.kept(steps, self._store.scores)
+        return [step in kept for step in steps]
 
 
 # ---- reading a step folder -----------------------------------------------------------------------
@@ -234,13 +327,16 @@ def _read_item(
         with ocp.StandardCheckpointer() as reader:
             nested = reader.restore(folder / name, trees.unflatten(wanted))
     except Exception as error:  # Orbax and TensorStore have many ways to say "unreadable".
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:_LONGEST]
-        raise _Damaged(f"{name}/ cannot be read: {reason}") from error
+        raise _Damaged(f"{name}/ cannot be read: {_first_line(error)}") from error
     flat = trees.flatten(nested)
     for path, digest in trees.digest(flat).items():
         if digest != manifest["leaves"][f"{name}/{path}"]["digest"]:
             raise _Damaged(f"{name}/{path} does not have the checksum it was saved with")
     return flat
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:_LONGEST]
 
 
 def _read_file(folder: epath.Path, name: str, digest: str) -> bytes:

@@ -2,11 +2,9 @@
 
 import collections
 import contextlib
-import itertools
 import json
 import math
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
@@ -23,27 +21,27 @@ from big_mm.evaluators import base as evaluators
 from big_mm.losses import captioning, contrastive
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
+from big_mm.training import guard, writers
 from big_mm.training import state as states
 from big_mm.training import workdir as workdir_lib
-from big_mm.training import writers
 from big_mm.training.checkpoint import Store
 from big_mm.training.run import Prepared, Run, device_part, prepare
 from big_mm.training.state import State
+from big_mm.training.stopping import Stop, Stopped, stop_signal
 from big_mm.types import Batch
 
 EVALUATION = "evaluation.json"
 # The share of damaged records means little among fewer rows than this.
 _MIN_ROWS = 1000
-_MAX_NAMED = 32
 
 # A step whose metrics are still on the device, and the keys of its records.
 Queued = tuple[int, dict[str, jax.Array], list[str]]
 
 
-def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
+def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[str, float] | None:
     """Trains to the last step, from the latest checkpoint in `workdir` if there is one.
 
-    Returns the final evaluation's metrics by name; nothing if SIGTERM ended the run early, which
+    Returns the final evaluation's metrics by name; None if SIGTERM ended the run early, which
     saves it.
 
     Raises:
@@ -52,34 +50,49 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[st
     run = spec.build(config)
     folder = epath.Path(workdir)
     workdir_lib.check_same_run(folder, config)
+    workdir_lib.check_writable(folder)
     workdir_lib.enable_compilation_cache(folder)
     store = Store(folder / "checkpoints", run.checkpoint, workdir_lib.checkpoint_files(run, config))
-    latest = max(store.steps(), default=0)
-    example, batches = open_data(run, latest)
+    guess = max(store.steps(), default=0)
+    example, batches = open_data(run, guess)
     prepared = prepare(run, example)
     items = store.restore(states.to_items(prepared.state))
     state = prepared.create() if items is None else states.from_items(prepared.state, items)
     start = int(state.step)
     if start > run.steps:
         raise UserError(f"{folder} is at step {start}, past the steps={run.steps} asked for")
-    if start != latest:
-        _, batches = open_data(run, start)
+    if position(state) != guess:
+        batches.close()
+        _, batches = open_data(run, position(state))
     workdir_lib.claim(folder, config)
-    loop = Loop(prepared, folder, store, start)
+    loop = Loop(prepared, folder, store, state, batches)
     try:
-        state = loop.fit(state, device_batches(run, prepared.mesh, batches))
-        return loop.finish(state) if int(state.step) == run.steps else {}
+        with stop_signal() as loop.stop:
+            return loop.fit()
     finally:
         loop.close()
 
 
-def open_data(run: Run, step: int) -> tuple[dict[str, np.ndarray], Iterator[dict[str, np.ndarray]]]:
-    """The first host batch after `step`, and all batches from it on."""
+def position(state: State) -> int:
+    """How many batches of the data lie behind a state."""
+    return int(state.step) + int(state.jumped)
+
+
+def open_data(
+    run: Run, position: int
+) -> tuple[dict[str, np.ndarray], Generator[dict[str, np.ndarray], None, None]]:
+    """The first host batch behind `position` others, and all batches from it on; close those."""
     batches = run.data.batches(
-        run.contract, run.batch_size, run.seed, step, jax.process_index(), jax.process_count()
+        run.contract, run.batch_size, run.seed, position, jax.process_index(), jax.process_count()
     )
     first = next(batches)
-    return first, itertools.chain([first], batches)
+
+    def from_first() -> Generator[dict[str, np.ndarray], None, None]:
+        with contextlib.closing(batches):
+            yield first
+            yield from batches
+
+    return first, from_first()
 
 
 def device_batches(
@@ -106,44 +119,100 @@ def _damaged(host: dict[str, np.ndarray]) -> Iterator[tuple[int, int]]:
 class Loop:
     """What the host remembers between steps: metrics still on the device, clocks and writers."""
 
-    def __init__(self, prepared: Prepared, folder: epath.Path, store: Store, start: int):
+    def __init__(
+        self,
+        prepared: Prepared,
+        folder: epath.Path,
+        store: Store,
+        state: State,
+        batches: Generator[dict[str, np.ndarray], None, None],
+    ):
+        """`state` is fresh or a checkpoint's; `batches` are from `open_data` at its position."""
         self.prepared, self.run = prepared, prepared.run
         self.folder, self.store = folder, store
+        self.state, self.batches = state, batches
+        self.stop = Stop()
         self.baselines = baselines(prepared)
         self.queued: collections.deque[Queued] = collections.deque()
-        self.skipped_in_a_row = 0
         self.predictor: Predictor | None = None
         self.clock = writers.Throughput(self.run.batch_size)
+        start = self.saved = int(state.step)
+        self.jumped = int(state.jumped)
+        store.scores = writers.read_metric(folder, self.run.checkpoint.best, until=start)
         primary = jax.process_index() == 0
         self.writer = writers.MetricsWriter(folder, start) if primary else None
+        self.incidents = writers.IncidentLog(folder, position(state)) if primary else None
         self.progress = writers.ProgressLine(start, self.run.steps) if primary else None
 
-    def fit(self, state: State, batches: Iterator[tuple[Batch, list[str]]]) -> State:
-        """Steps to the end, or to SIGTERM; either way the last state is saved."""
-        run, start = self.run, int(state.step)
-        self.skipped = int(state.skipped)
+    def fit(self) -> dict[str, float] | None:
+        """Steps to the end and evaluates; None if SIGTERM came first. The last state is saved."""
+        with profiler(self.run.profile, self.folder) as profile:
+            while True:
+                try:
+                    try:
+                        return self.finish() if self.advance(profile) else None
+                    except Stopped:
+                        self.report(keep=0)
+                        self.save(int(self.state.step))
+                        return None
+                except guard.Rollback as refused:
+                    self.roll_back(refused)
+
+    def advance(self, profile: Callable[[int, State], None]) -> bool:
+        """Steps to the end or to SIGTERM, and saves; returns whether this is the end.
+
+        Raises:
+          guard.Rollback: an update was refused, and that is the policy.
+          Stopped: SIGTERM came while the state was at rest; nothing has been saved.
+        """
+        run, start = self.run, int(self.state.step)
         if start and self.due(start) and start < run.steps and not self.evaluated():
-            self.evaluate(state, start)  # the run was killed during this evaluation
-        with stop_signal() as stopped, profiler(run.profile, self.folder) as profile:
+            self.evaluate(start)  # the run was killed during this evaluation
+        with contextlib.closing(device_batches(run, self.prepared.mesh, self.batches)) as batches:
             for step in range(start + 1, run.steps + 1):
                 self.store.check()
-                batch, keys = next(batches)
-                batch = run.objective.prepare(state, batch)
-                profile(step, state)
-                state, metrics = self.prepared.update(state, batch)
+                with self.stop.at_once():
+                    batch, keys = next(batches)
+                batch = run.objective.prepare(self.state, batch)
+                profile(step, self.state)
+                self.state, metrics = self.prepared.update(self.state, batch)
                 self.queue(step, metrics, keys)
-                last = stopped(step) or step == run.steps
-                save, evaluate = last or run.checkpoint.due(step), self.due(step) and not last
+                stopped, end = self.stop(step + self.jumped), step == run.steps
+                evaluate = self.due(step) and not (stopped or end)
+                best = evaluate and run.checkpoint.best is not None
+                save = stopped or end or best or run.checkpoint.due(step)
                 # One step stays queued, so that the device never waits for the host.
                 self.report(keep=0 if save or evaluate or step == start + 1 else 1)
                 with self.clock.pause():
                     if save:
-                        self.save(state, step)
+                        self.save(step)
                     if evaluate:
-                        self.evaluate(state, step)
-                if last:
-                    break
-        return state
+                        self.evaluate(step)
+                if stopped and not end:
+                    return False
+        return True
+
+    def roll_back(self, refused: guard.Rollback) -> None:
+        """Goes back to the last checkpoint of the schedule, behind the batches since then."""
+        rollbacks = int(self.state.guard["rollbacks"]) + 1
+        self.queued.clear()
+        self.batches.close()
+        items = self.store.rewind(refused.step, states.to_items(self.prepared.state))
+        if items is None:
+            self.state = self.prepared.create()
+        else:
+            self.state = states.from_items(self.prepared.state, items)
+        step = self.saved = int(self.state.step)
+        self.jumped = refused.batch - step
+        self.state = states.with_counters(self.state, jumped=self.jumped, rollbacks=rollbacks)
+        logging.warning(
+            "back to step %d, rollback %d: batches %d to %d are left out",
+            *(step, rollbacks, refused.batch - refused.step + step + 1, refused.batch),
+        )
+        _, self.batches = open_data(self.run, refused.batch)
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = writers.MetricsWriter(self.folder, step)
 
     def due(self, step: int) -> bool:
         return self.run.eval_every > 0 and step % self.run.eval_every == 0
@@ -154,12 +223,12 @@ class Loop:
         found = any(name.split("/")[0] in self.run.evaluators for name in names)
         return bool(multihost_utils.broadcast_one_to_all(np.int32(found)))
 
-    def finish(self, state: State) -> dict[str, float]:
+    def finish(self) -> dict[str, float]:
         """The final evaluation, evaluation.json and the report."""
-        metrics = self.evaluate(state, self.run.steps)
+        metrics = self.evaluate(self.run.steps)
         if self.writer is not None:
-            path = self.folder / EVALUATION
-            path.write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+            text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
+            writers.write_whole(self.folder / EVALUATION, text)
             self.writer.flush()
         return metrics
 
@@ -193,28 +262,17 @@ class Loop:
         self.progress.update(step, text)
 
     def watch(self, step: int, values: dict[str, float], keys: list[str]) -> None:
-        """Reports refused updates, and stops a run that has gone wrong.
+        """Reports refused updates, and stops or turns back a run that has gone wrong.
 
         Raises:
-          UserError: too many refused updates in a row, or too many damaged records.
+          UserError: a refused update, if the guard says so, or too many damaged records.
+          Rollback: a refused update, if the guard says so.
         """
-        refused, self.skipped = int(values["skipped"]) > self.skipped, int(values["skipped"])
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if refused else 0
-        if refused:
-            named = ", ".join(keys[:_MAX_NAMED]) + (", ..." if len(keys) > _MAX_NAMED else "")
-            logging.warning(
-                "step %d skipped: loss %g, gradient norm %g; its records: %s",
-                step,
-                values["loss"],
-                values["grad_norm"],
-                named or "(without keys)",
-            )
-        if self.skipped_in_a_row >= self.run.max_skipped:
-            raise UserError(
-                f"{self.skipped_in_a_row} updates in a row were skipped, the last at step {step}: "
-                "the run has diverged. Lower optimizer.learning_rate or its clip_norm, and start "
-                "from a checkpoint before that"
-            )
+        if values["refused_in_a_row"]:
+            refusal = guard.Refusal.of(step, values, keys)
+            if self.incidents is not None:
+                self.incidents.add(refusal.batch, refusal.line())
+            self.run.guard.follow(refusal)
         rows = max(step * self.run.batch_size, _MIN_ROWS)
         if values["data/bad"] > self.run.max_bad_share * rows:
             raise UserError(
@@ -223,41 +281,57 @@ class Loop:
                 "shards with python -m big_mm.doctor, or raise max_bad_share"
             )
 
-    def evaluate(self, state: State, step: int) -> dict[str, float]:
+    def evaluate(self, step: int) -> dict[str, float]:
         """All evaluators on the averaged parameters; names become `<evaluator>/<metric>`."""
         if not self.run.evaluators:
             return {}
-        params = state.averaged_params()
+        params = self.state.averaged_params()
         model = self.run.objective.model
         if self.predictor is None:
             self.predictor = Predictor(model, params, self.run.contract, self.prepared.mesh)
         predictor = self.predictor.replace(params=params)
-        metrics = evaluators.run_all(
-            self.run.evaluators,
-            predictor,
-            step,
-            workdir=self.folder,
-            announce=lambda name: self.say(step, f"evaluating {name}"),
-        )
+        with self.stop.at_once():
+            metrics = evaluators.run_all(
+                self.run.evaluators,
+                predictor,
+                step,
+                workdir=self.folder,
+                announce=lambda name: self.say(step, f"evaluating {name}"),
+            )
+        if (best := self.run.checkpoint.best) is not None:
+            if best not in metrics:
+                raise UserError(
+                    f"checkpoint.best={best!r} is none of the metrics: {', '.join(sorted(metrics))}"
+                )
+            if math.isfinite(metrics[best]):
+                self.store.scores[step] = metrics[best]
         if self.writer is not None:
             self.writer.add(step, metrics)
+            self.writer.flush()
         return metrics
 
     def say(self, step: int, text: str) -> None:
         if self.progress is not None:
             self.progress.update(step, text)
 
-    def save(self, state: State, step: int) -> None:
+    def save(self, step: int) -> None:
+        """Saves the state, unless it is the one that is there."""
+        if step == self.saved:
+            return
         if self.writer is not None:
             self.writer.flush()  # no line may be missing that a resumed run does not write again
-        self.store.save(step, states.to_items(state))
+        self.store.save(step, states.to_items(self.state))
+        self.saved = step
 
     def close(self) -> None:
-        if self.progress is not None:
-            self.progress.close()
-        if self.writer is not None:
-            self.writer.close()
-        self.store.close()
+        """Closes all that is open, in this order, whatever goes wrong with one of them."""
+        with contextlib.ExitStack() as last_to_first:
+            last_to_first.callback(self.store.close)
+            last_to_first.callback(self.batches.close)
+            if self.writer is not None:
+                last_to_first.callback(self.writer.close)
+            if self.progress is not None:
+                last_to_first.callback(self.progress.close)
 
 
 def baselines(prepared: Prepared) -> dict[str, float]:
@@ -269,21 +343,6 @@ def baselines(prepared: Prepared) -> dict[str, float]:
         elif isinstance(term, captioning.CrossEntropy):
             out[f"baseline/{name}"] = math.log(prepared.outputs["caption_logits"].shape[-1])
     return out
-
-
-@contextlib.contextmanager
-def stop_signal() -> Iterator[Callable[[int], bool]]:
-    """Yields `stopped(step)`: whether to save and leave, at the same step on every process."""
-    if jax.process_count() > 1:
-        # JAX's own SIGTERM handler agrees on a step that no process has passed.
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    received: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    try:
-        yield lambda step: bool(received)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from big_mm.data.pipeline import Pipeline
 from big_mm.spec import UserError
 from big_mm.training import state as states
 from big_mm.training.checkpoint import Checkpoints
+from big_mm.training.guard import Guard
 from big_mm.training.init_from import InitFrom
 from big_mm.training.optimizer import Optimizer
 from big_mm.training.state import State
@@ -43,8 +44,7 @@ class Run:
       init_from: parts of another checkpoint to begin with.
       profile: first and last step of a profiler trace (workdir/profile).
       max_bad_share: more damaged records than this stop the run.
-      max_skipped: more updates in a row that are not finite than this stop the run.
-      max_grad_norm: an update with a larger gradient norm is skipped like one that is not finite.
+      guard: which updates are refused, and what becomes of the run then.
     """
 
     objective: Any
@@ -64,8 +64,7 @@ class Run:
     init_from: InitFrom | None = None
     profile: tuple[int, int] | None = None
     max_bad_share: float = 0.01
-    max_skipped: int = 20
-    max_grad_norm: float | None = None
+    guard: Guard = Guard()
 
     def __post_init__(self) -> None:
         for field in ("batch_size", "accumulate", "log_every"):
@@ -78,6 +77,15 @@ class Run:
             raise UserError(f"ema={self.ema} must be at least 0 and below 1")
         if self.profile is not None and not 0 < self.profile[0] <= self.profile[1]:
             raise UserError(f"profile={self.profile} must be (first step, last step), from 1")
+        if self.guard.policy == "rollback" and not self.checkpoint.every:
+            raise UserError("guard.policy='rollback' needs checkpoint.every above 0 to go back to")
+        if (best := self.checkpoint.best) is not None:
+            if best.split("/")[0] not in self.evaluators or not self.eval_every:
+                raise UserError(
+                    f"checkpoint.best={best!r} must be EVALUATOR/METRIC of one of the evaluators "
+                    f"({', '.join(sorted(self.evaluators)) or 'there are none'}), and eval_every "
+                    "above 0"
+                )
         self.objective.check_accumulation(self.accumulate)
 
 
@@ -142,7 +150,7 @@ def lay_out(run: Run, host_batch: dict[str, np.ndarray], mesh: Mesh) -> Prepared
         steps=run.steps,
         accumulate=run.accumulate,
         ema=run.ema,
-        max_grad_norm=run.max_grad_norm,
+        guard=run.guard,
     )
     return Prepared(
         run,

@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from big_mm import mesh as mesh_lib
 from big_mm import trees
+from big_mm.training import guard
 from big_mm.training.optimizer import Optimizer
 
 
@@ -20,13 +22,15 @@ class State:
     over the tree puts in their place.
 
     Attributes:
-      step: int32; batches consumed, so the position in the data and the seed of the next step.
+      step: int32; updates made or refused, so the seed of the next one.
       params: all parameters, nested.
       opt_state: of the trainable parameters, which it names by flat paths.
       ema: {path: running average of a trainable parameter}, or {} when off.
       extra: the objective's own (teacher, queue, ...).
-      skipped: int32; updates refused because they were not finite or too large.
+      skipped: int32; updates that the guard refused.
       bad: int32; damaged records replaced so far.
+      jumped: int32; batches left out by rollbacks. The position in the data is step + jumped.
+      guard: what the guard remembers, see `guard.init`.
     """
 
     step: Any
@@ -36,6 +40,8 @@ class State:
     extra: Any
     skipped: Any
     bad: Any
+    jumped: Any
+    guard: Any
 
     def averaged_params(self) -> Any:
         """The parameters to evaluate: the running average where there is one."""
@@ -63,6 +69,8 @@ def create(objective: Any, optimizer: Optimizer, params: Any, *, seed: int, ema:
         extra=objective.init_extra(_rng(seed, 1), params),
         skipped=zero,
         bad=zero,
+        jumped=zero,
+        guard=guard.init(),
     )
 
 
@@ -102,6 +110,9 @@ def with_shardings(state: State, placed: State) -> State:
     )
 
 
+_COUNTERS = ("step", "skipped", "bad", "jumped")
+
+
 def to_items(state: State) -> dict[str, dict[str, Any]]:
     """{item: {path: leaf}}: the state, or its shapes, as a checkpoint stores it."""
     return {
@@ -109,7 +120,8 @@ def to_items(state: State) -> dict[str, dict[str, Any]]:
         "ema": trees.flatten(state.ema),
         "optimizer": trees.flatten(state.opt_state),
         "extra": trees.flatten(state.extra),
-        "progress": {"step": state.step, "skipped": state.skipped, "bad": state.bad},
+        "progress": {name: getattr(state, name) for name in _COUNTERS},
+        "guard": dict(state.guard),
     }
 
 
@@ -125,8 +137,19 @@ def from_items(like: State, items: dict[str, dict[str, Any]]) -> State:
         ema=rebuilt(like.ema, "ema"),
         opt_state=rebuilt(like.opt_state, "optimizer"),
         extra=rebuilt(like.extra, "extra"),
+        guard=dict(items["guard"]),
         **items["progress"],
     )
+
+
+def with_counters(state: State, *, jumped: int, rollbacks: int) -> State:
+    """A state that lies further on in the data than its step says, see `guard`."""
+
+    def set_to(leaf: Any, value: int) -> Any:
+        return jax.device_put(np.asarray(value, leaf.dtype), leaf.sharding)
+
+    kept = state.guard | {"rollbacks": set_to(state.guard["rollbacks"], rollbacks)}
+    return dataclasses.replace(state, jumped=set_to(state.jumped, jumped), guard=kept)
 
 
 def overview(state: State, optimizer: Optimizer) -> str:

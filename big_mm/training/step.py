@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Shaped
 from big_mm import mesh as mesh_lib
 from big_mm import trees
 from big_mm.training import optimizer as optimizers
+from big_mm.training.guard import Guard
 from big_mm.training.state import State, step_rng
 from big_mm.types import Aux, Batch, Mean, Outputs
 
@@ -22,8 +23,7 @@ Flat = dict[str, Array]
 class Update:
     """The update of one run: `jax.jit(Update(...), donate_argnums=0)`.
 
-    A step whose loss, gradient or update is not finite, or whose gradient norm exceeds
-    `max_grad_norm`, leaves everything but the counters as it was, bit for bit.
+    A step that the guard refuses leaves everything but the counters as it was, bit for bit.
     """
 
     objective: Any
@@ -33,7 +33,7 @@ class Update:
     steps: int
     accumulate: int = 1
     ema: float = 0.0
-    max_grad_norm: float | None = None
+    guard: Guard = Guard()
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         with mesh_lib.using(self.mesh):
@@ -63,19 +63,20 @@ class Update:
 
         metrics = summary(value, aux, {"grad": grads, "param": trainable, "update": direction})
         metrics |= {"learning_rate": rate, "update_norm": rate * metrics["update_norm"]}
-        good = self.acceptable(metrics)
-        new = State(state.step, params, opt_state, ema, extra, state.skipped, bad)
+        accepted = state.step - state.skipped
+        good = self.guard.accepts(state.guard, metrics, accepted)
+        new = dataclasses.replace(state, params=params, opt_state=opt_state, ema=ema, extra=extra)
         new = jax.tree.map(lambda n, old: jnp.where(good, n, old), new, state)
-        new = dataclasses.replace(new, step=state.step + 1, skipped=state.skipped + ~good, bad=bad)
-        return new, metrics | {"skipped": new.skipped, "data/bad": bad}
-
-    def acceptable(self, metrics: Metrics) -> Array:
-        """Whether the update may happen."""
-        watched = [metrics[name] for name in ("loss", "grad_norm", "update_norm")]
-        good = jnp.isfinite(jnp.stack(watched)).all()
-        if self.max_grad_norm is not None:
-            good &= metrics["grad_norm"] <= self.max_grad_norm
-        return good
+        new = dataclasses.replace(
+            new,
+            step=state.step + 1,
+            skipped=state.skipped + ~good,
+            bad=bad,
+            guard=self.guard.advance(state.guard, metrics["grad_norm"], good, accepted),
+        )
+        counters = {name: new.guard[name] for name in ("refused_in_a_row", "rollbacks")}
+        counters |= {"skipped": new.skipped, "data/bad": bad, "data/jumped": new.jumped}
+        return new, metrics | counters | {"grad_norm_average": state.guard["grad_norm"]}
 
     def accumulated(
         self, params: Flat, frozen: Flat, extra: Any, batch: Batch, rng: Array

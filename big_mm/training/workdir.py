@@ -20,9 +20,9 @@ from big_mm.training.run import Run
 CONFIG = checkpoint.CONFIG
 # What may differ between a run and its continuation, as patterns over "/"-joined config keys.
 FREE = (
-    r"steps|log_every|eval_every|profile(/.*)?|max_bad_share|max_skipped",
-    r"(checkpoint|mesh|evaluators)(/.*)?",
-    r"data/(num_workers|num_threads|prefetch|cache)",
+    r"steps|log_every|eval_every|profile(/.*)?|max_bad_share",
+    r"(checkpoint|guard|mesh|evaluators)(/.*)?",
+    r"data/(num_workers|num_threads|prefetch|cache|timeout)",
     r"(.*/)?(remat|unroll)",
 )
 
@@ -52,11 +52,21 @@ def check_same_run(folder: epath.Path, config: ml_collections.ConfigDict) -> Non
         )
 
 
+def check_writable(folder: epath.Path) -> None:
+    """Raises a UserError if results cannot be written to `folder`, which is made if need be."""
+    probe = folder / f".writable-{jax.process_index()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"results cannot be written to --workdir {folder}: {error}") from error
+
+
 def claim(folder: epath.Path, config: ml_collections.ConfigDict) -> None:
     """Writes config.json, once it is known that the run can begin."""
     if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(spec.to_json(spec.resolve(config)))
+        writers.write_whole(folder / CONFIG, spec.to_json(spec.resolve(config)))
 
 
 def _has_results(folder: epath.Path) -> bool:

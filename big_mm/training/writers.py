@@ -14,7 +14,14 @@ import rich.text
 import tensorboardX
 from etils import epath
 
-METRICS = "metrics.jsonl"
+METRICS, INCIDENTS = "metrics.jsonl", "incidents.jsonl"
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Writes a file whole, so that whoever reads it or is killed sees the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 class MetricsWriter:
@@ -27,7 +34,7 @@ class MetricsWriter:
     def __init__(self, workdir: epath.Path, step: int):
         """Continues after `step`: later lines are cut, that step's own can still be added to."""
         self._path = workdir / METRICS
-        lines = read_metrics(workdir) if self._path.exists() else []
+        lines = _read_lines(self._path)
         current = next((line for line in lines if line["step"] == step), {})
         # The file is these lines and the current step's, which is rewritten when it changes.
         self._lines = [json.dumps(line) + "\n" for line in lines if line["step"] < step]
@@ -70,17 +77,46 @@ class MetricsWriter:
         return json.dumps({"step": self._step, **dict(sorted(self._values.items()))}) + "\n"
 
     def _write_all(self) -> None:
-        """Replaces the file, so that whoever reads it or is killed sees the old or the new one."""
-        text = "".join(self._lines) + (self._line() if self._values else "")
-        temporary = self._path.with_name(METRICS + ".tmp")
-        temporary.write_text(text)
-        temporary.replace(self._path)
+        write_whole(self._path, "".join(self._lines) + (self._line() if self._values else ""))
+
+
+class IncidentLog:
+    """incidents.jsonl of a workdir: a line for every update that was refused.
+
+    The lines are in the order of the batches, which a run that goes back does not take again.
+    """
+
+    def __init__(self, workdir: epath.Path, batch: int):
+        """Continues after that many batches; lines of later ones are cut."""
+        self._path = workdir / INCIDENTS
+        found = _read_lines(self._path)
+        self._lines = [json.dumps(line) + "\n" for line in found if line["batch"] <= batch]
+        if len(self._lines) < len(found):
+            write_whole(self._path, "".join(self._lines))
+
+    def add(self, batch: int, line: Mapping[str, Any]) -> None:
+        """Appends what is said of `batch`, which is a later one than before."""
+        self._lines.append(json.dumps({"batch": batch, **line}) + "\n")
+        write_whole(self._path, "".join(self._lines))
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The lines of a workdir's metrics.jsonl; a last line that was cut off is left out."""
+    path = epath.Path(workdir) / METRICS
+    if not path.exists():
+        raise FileNotFoundError(f"no {METRICS} in {workdir}")
+    return _read_lines(path)
+
+
+def read_metric(workdir: epath.Path, name: str | None, until: int) -> dict[int, float]:
+    """{step: value} of one metric up to the step `until`; nothing where there is no file yet."""
+    lines = _read_lines(workdir / METRICS) if name is not None else []
+    return {line["step"]: line[name] for line in lines if name in line and line["step"] <= until}
+
+
+def _read_lines(path: epath.Path) -> list[dict[str, Any]]:
     lines = []
-    for line in (epath.Path(workdir) / METRICS).read_text().splitlines():
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

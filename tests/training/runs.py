@@ -41,21 +41,32 @@ def shards(directory: pathlib.Path, damaged: int = 0) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Faulty(Weighted):
-    """Before step `at` + 1, and only while the file `marker` does not exist, something happens."""
+    """Before step `at` + 1, and only while the file `marker` does not exist, something happens.
+
+    `poison`: ((number of a batch, factor as text), ...); the loss of that batch is multiplied.
+    """
 
     at: int = 0
     marker: str = ""
     signal: int = signal.SIGKILL
+    poison: tuple[tuple[int, str], ...] = ()
 
     def prepare(self, state, batch):
         marker = pathlib.Path(self.marker)
         if int(state.step) == self.at and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), self.signal)
-        return batch
+        factor = dict(self.poison).get(loop.position(state) + 1, "1")
+        return batch | {"poison": np.full(len(batch["tokens"]), float(factor), np.float32)}
+
+    def loss(self, params, extra, batch, rng):
+        batch = dict(batch)
+        factor = batch.pop("poison")[0] if "poison" in batch else 1.0
+        value, aux = super().loss(params, extra, batch, rng)
+        return value * factor, aux
 
 
-def config(directory: pathlib.Path, model=None, fault=None, damaged: int = 0, **options):
+def config(directory: pathlib.Path, model=None, fault=None, damaged=0, poison=(), **options):
     """A run of STEPS steps of 16 rows, with a checkpoint every 2, in a few seconds.
 
     Args:
@@ -71,6 +82,7 @@ def config(directory: pathlib.Path, model=None, fault=None, damaged: int = 0, **
             "contrastive": spec.spec(contrastive.Softmax),
             "captioning": spec.spec(captioning.CrossEntropy),
         },
+        poison=poison,
         **({"signal": int(fault.pop("signal"))} | fault if fault else {"at": -1}),
     )
     defaults = {
@@ -94,12 +106,18 @@ def config(directory: pathlib.Path, model=None, fault=None, damaged: int = 0, **
     return spec.spec(run.Run, objective=objective, contract=made.contract, **(defaults | options))
 
 
-def train(made, workdir: pathlib.Path) -> dict[str, float]:
+def train(made, workdir: pathlib.Path) -> dict[str, float] | None:
     return loop.train(made, workdir)
 
 
+def incidents(workdir: pathlib.Path) -> list[dict]:
+    """The lines of incidents.jsonl."""
+    return [json.loads(line) for line in (workdir / writers.INCIDENTS).read_text().splitlines()]
+
+
 def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
-    return [(int(line["step"]), line["loss"]) for line in writers.read_metrics(workdir)]
+    lines = writers.read_metrics(workdir)
+    return [(int(line["step"]), line["loss"]) for line in lines if "loss" in line]
 
 
 def digests(workdir: pathlib.Path, step: int = STEPS) -> dict[str, int]:

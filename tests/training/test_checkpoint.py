@@ -48,7 +48,8 @@ def saved(directory: pathlib.Path, steps=(1, 2), **policy) -> pathlib.Path:
 
 
 def open_store(directory: pathlib.Path, **policy) -> checkpoint.Store:
-    return checkpoint.Store(directory / "checkpoints", checkpoint.Checkpoints(**policy), FILES)
+    policy = checkpoint.Checkpoints(**{"every": 1} | policy)
+    return checkpoint.Store(directory / "checkpoints", policy, FILES)
 
 
 def restored(directory: pathlib.Path) -> checkpoint.Items:
@@ -190,16 +191,21 @@ def test_another_architecture_is_named_before_anything_is_read(tmp_path):
     assert "params/tower/kernel: 64x32 float32 in the checkpoint, 64x16 float32 here" in text
 
 
-def test_a_failed_save_is_not_silent(tmp_path, monkeypatch):
-    store = open_store(tmp_path)
+def test_a_failed_save_is_an_error_before_the_next_and_the_last_good_one_stays(
+    tmp_path, monkeypatch
+):
+    saved(tmp_path, steps=(1,))
+    store = open_store(tmp_path, keep=1)
 
     def full(self, directory, args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint._FilesHandler, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        store.save(1, items(1))
-        store.close()
+    with monkeypatch.context() as broken, pytest.raises(checkpoint.CheckpointError) as error:
+        broken.setattr(checkpoint._FilesHandler, "save", full)
+        store.save(2, items(2))
+        store.wait()
+    assert "No space left on device" in str(error.value) and "step 1" in str(error.value)
+    assert same(restored(tmp_path), items(1))
 
 
 def test_params_and_averages_by_any_of_the_three_folders(tmp_path):

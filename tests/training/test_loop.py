@@ -20,6 +20,7 @@ from big_mm.evaluators import base as evaluators
 from big_mm.mesh import MeshConfig
 from big_mm.spec import UserError
 from big_mm.training import checkpoint, loop, optimizer, writers
+from big_mm.training.guard import Guard
 from big_mm.training.run import prepare
 from tests.training import runs
 
@@ -38,7 +39,7 @@ def test_sigterm_saves_and_the_continued_run_is_the_uninterrupted_one(whole, tmp
     fault = {"at": 2, "marker": str(tmp_path / "marker"), "signal": signal.SIGTERM}
     made = runs.config(tmp_path, fault=fault)
     before = signal.getsignal(signal.SIGTERM)
-    assert runs.train(made, tmp_path / "run") == {}
+    assert runs.train(made, tmp_path / "run") is None
     assert signal.getsignal(signal.SIGTERM) == before
     assert [step for step, _ in runs.losses(tmp_path / "run")] == [1, 2, 3]
     assert checkpoint.find_checkpoint(tmp_path / "run").name == "3"
@@ -164,7 +165,7 @@ def test_damaged_records_are_counted_named_and_limited(tmp_path, caplog):
 
 
 def test_a_diverged_run_stops_and_names_its_records(tmp_path, caplog):
-    made = runs.config(tmp_path, max_skipped=3)
+    made = runs.config(tmp_path, guard=spec.spec(Guard, max_skipped=3))
     made.optimizer = spec.spec(optimizer.AdamW, learning_rate=1e39)
     with pytest.raises(UserError, match="3 updates in a row were skipped.*diverged"):
         runs.train(made, tmp_path / "run")

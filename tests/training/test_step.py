@@ -14,6 +14,7 @@ from big_mm.losses import captioning, contrastive
 from big_mm.objectives.base import Weighted
 from big_mm.training import optimizer, step
 from big_mm.training import state as states
+from big_mm.training.guard import Guard
 from big_mm.types import Aux, Mean
 from tests.training.toy import Model
 
@@ -201,7 +202,7 @@ class Poisoned(Weighted):
 def test_a_bad_step_changes_nothing_but_the_counters():
     objective = Poisoned(Model(VOCABULARY), {"captioning": captioning.CrossEntropy()})
     chosen = optimizer.AdamW(learning_rate=0.1)
-    run = update(objective, chosen, ema=0.9, max_grad_norm=1e3)
+    run = update(objective, chosen, ema=0.9, guard=Guard(max_grad_norm=1e3))
 
     def rows(poison):
         return batch() | {"poison": np.full(ROWS, poison)}

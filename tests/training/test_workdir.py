@@ -19,6 +19,7 @@ def begun(tmp_path):
     """A folder in which `config` has begun, and the config."""
     made = runs.config(tmp_path / "data")
     folder = workdir_lib.epath.Path(tmp_path / "run")
+    workdir_lib.check_writable(folder)
     workdir_lib.claim(folder, made)
     (folder / writers.METRICS).write_text("")
     return folder, made
