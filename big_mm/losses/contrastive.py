@@ -35,7 +35,12 @@ class _Contrastive:
     positives: str = ""
     exchange: str = "gather"
     tile: int = 0
-    batch_coupled: ClassVar[bool] = True
+    couples: ClassVar[tuple[str, ...]] = (
+        "image_embedding",
+        "text_embedding",
+        "logit_scale",
+        "logit_bias",
+    )
 
     def __post_init__(self) -> None:
         Layout(self.exchange, self.tile, None)
