@@ -1,29 +1,29 @@
-"""Images per second of a training step, beside the same CoCa in PyTorch on the same cores.
+"""Images per second and model-FLOPs utilisation of a training step, beside open_clip's.
 
-    python benchmarks/train_step.py
-    python benchmarks/train_step.py --config FILE.py[:ARG] [--config.KEY=VALUE ...] --out step.json
-    python benchmarks/train_step.py --peer-python OTHER_VENV/bin/python
+    python benchmarks/train_step.py --models clip:B/32,coca:B/32 --batches 8,16
+    python benchmarks/train_step.py --models coca:L/14 --batches 256 --remat dots_no_batch
+    python benchmarks/train_step.py --peer-python OTHER_VENV/bin/python --out step.json
 
-Forward, backward, clipping and AdamW of the config's CoCa in float32 on one random batch. Both
-frameworks get the same weights and batch, and the loss of the first step must agree. Contestants
-are processes that take turns (`interleaved.py`); medians are over turns, ratios over pairs of the
-same round. PyTorch takes part if the peer interpreter has torch (pip install -e .[peers]). "heap
-kept" is `big_mm.allocator`, which every big_mm program uses and PyTorch's by default does not.
+Forward, backward, clipping and AdamW of a model on one batch in memory, on whatever devices JAX
+has. Models are open_clip's: clip:B/32, clip:B/16, clip:L/14, coca:B/32, coca:L/14, and for CPUs
+coca:tiny (64-pixel images, width 128, 4 + 2 + 2 layers). open_clip itself takes part, eager and
+compiled (torch.compile, fused AdamW), if an interpreter that has it is named; both sides have the
+same architecture. Contestants are processes that take turns (`interleaved.py`): medians are over
+turns, ratios over pairs of the same round.
 
-"of matmul rate" is model FLOPs (`big_mm.flops`) against the rate that a plain float32 matmul
-reached in the same rounds.
+"utilisation" is model FLOPs (three forward passes' matrix products, `big_mm.flops`) against what a
+large matrix product of the same type reached in the same rounds.
 """
 
 import argparse
-import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import platform
-import subprocess
 import sys
-import tempfile
+import time
 from typing import Any
 
 import interleaved
@@ -31,8 +31,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_mm import allocator, mesh, spec, trees
-from big_mm.flops import model_flops
+from big_mm import allocator, flops, spec, trees
+from big_mm import mesh as mesh_lib
+from big_mm.losses import captioning, contrastive
+from big_mm.models import variants
 from big_mm.models.coca import CoCa
 from big_mm.objectives.base import Weighted
 from big_mm.training import optimizer as optimizers
@@ -40,201 +42,234 @@ from big_mm.training import state as states
 from big_mm.training.step import Update
 
 HERE = pathlib.Path(__file__).parent
-MATMUL = 2048
-TERMS = ("contrastive", "captioning")
+PEERS = {"open_clip": [], "open_clip compiled": ["--compile"]}
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What both sides train: made from the config, the same in every process."""
+def objective(name: str, blocks: dict[str, Any]) -> Weighted:
+    """The model and losses of a name like "coca:B/32"."""
+    kind, _, size = name.partition(":")
+    losses: dict[str, Any] = {"contrastive": contrastive.Softmax()}
+    if kind == "coca":
+        losses["captioning"] = captioning.CrossEntropy()
+        tiny = size == "tiny"
+        config = variants.open_clip_coca("B/32" if tiny else size, blocks=blocks)
+        if tiny:
+            shrink(config)
+    elif kind == "clip":
+        config = variants.clip(size, blocks=blocks)
+    else:
+        sys.exit(f"--models: {name} is neither clip:SIZE nor coca:SIZE")
+    return Weighted(spec.build(config), losses, {"captioning": 2.0} if kind == "coca" else {})
 
-    objective: Weighted
-    batch: dict[str, np.ndarray]
 
-    @classmethod
-    def load(cls, config: str, overrides: list[str]) -> "Problem":
-        run = spec.load_config(config)
-        spec.override(run, overrides)
-        objective = spec.build(run.objective)
-        model, rng, rows = objective.model, np.random.default_rng(0), run.batch_size
-        if not isinstance(model, CoCa) or model.legacy or model.embed_dim or model.tie_embeddings:
-            sys.exit("the peer is a plain CoCa: not legacy, no projections, no tied embeddings")
-        side, length = model.image.image_size, model.text.max_len
-        lengths = rng.integers(length // 2, length + 1, rows)
-        batch = {
-            "image": rng.integers(0, 256, (rows, side, side, 3)).astype(np.uint8),
-            "tokens": rng.integers(5, model.text.vocab_size, (rows, length)).astype(np.int32),
-            "token_mask": np.arange(length) < lengths[:, None],
-        }
-        ids = {getattr(loss, "positives", "") for loss in objective.losses.values()} - {""}
-        batch |= {key: np.arange(rows, dtype=np.int32) for key in ids}  # no two are the same
-        return cls(objective, batch)
+def shrink(config: Any) -> None:
+    config.image.update({"image_size": 64, "patch_size": 8})
+    config.embed_dim, config.text.vocab_size, config.text.max_len = 128, 512, 16
+    config.update({"queries": 17, "pooler_heads": 4})
+    for stack, depth in ((config.image.blocks, 4), (config.text.blocks, 2), (config.decoder, 2)):
+        stack.update({"width": 128, "depth": depth, "heads": 4, "mlp_dim": 512})
 
-    def sizes(self) -> dict[str, Any]:
-        """What the peer needs to know."""
-        model = self.objective.model
-        stacks = {"image": model.image.blocks, "text": model.text.blocks, "decoder": model.decoder}
-        return {
-            **{
-                name: {
-                    "width": blocks.width,
-                    "depth": blocks.depth,
-                    "heads": blocks.heads,
-                    "mlp_dim": blocks.mlp_dim,
-                    "eps": blocks.norm_eps,
-                }
-                for name, blocks in stacks.items()
-            },
+
+def peer_sizes(model: Any) -> dict[str, Any]:
+    """The arguments of open_clip's class for the same architecture."""
+    image, text = model.image.blocks, model.text.blocks
+    sizes: dict[str, Any] = {
+        "kind": "clip",
+        "embed_dim": model.embed_dim,
+        "vision_cfg": {
             "image_size": model.image.image_size,
             "patch_size": model.image.patch_size,
+            "layers": image.depth,
+            "width": image.width,
+            "head_width": image.width // image.heads,
+            "mlp_ratio": image.mlp_dim / image.width,
+        },
+        "text_cfg": {
+            "context_length": model.text.max_len,
             "vocab_size": model.text.vocab_size,
-            "max_len": model.text.max_len,
-            "queries": model.queries,
-            "pooling": model.pooling,
-            "weights": {name: self.objective.weights.get(name, 1.0) for name in TERMS},
+            "width": text.width,
+            "heads": text.heads,
+            "layers": text.depth,
+        },
+    }
+    if isinstance(model, CoCa):
+        pooling = {"attn_pooler_heads": model.pooler_heads}
+        sizes["kind"] = "coca"
+        sizes["vision_cfg"] |= {
+            "attentional_pool": True,
+            "attn_pooler_queries": model.queries,
+            "output_tokens": True,
+            **pooling,
         }
-
-    def params(self) -> Any:
-        """Initial parameters and some noise, so that a comparison of losses sees biases too."""
-        params = jax.jit(lambda: states.init_params(self.objective, self.batch, 0))()
-        rng = np.random.default_rng(1)
-        return jax.tree.map(
-            lambda leaf: np.asarray(leaf) + 0.02 * rng.normal(size=leaf.shape).astype(np.float32),
-            params,
-        )
+        sizes["multimodal_cfg"] = {**sizes["text_cfg"], "layers": model.decoder.depth, **pooling}
+        sizes["text_cfg"] |= {"embed_cls": True, "output_tokens": True}
+    return sizes
 
 
-def compete(problem: Problem, keep_heap: bool, steps: int) -> None:
-    """The big_mm contestant."""
-    if keep_heap:
-        allocator.keep_freed_memory()
-    devices = mesh.single_device_mesh()
-    optimizer = optimizers.AdamW(learning_rate=1e-6, weight_decay=0.01)
-    update = Update(problem.objective, optimizer, devices, seed=0, steps=1000)
-    params = jax.device_put(problem.params())
-    flops = model_flops(problem.objective, params, problem.batch)
-    create = functools.partial(states.create, problem.objective, optimizer, seed=0, ema=False)
-    state = jax.jit(create)(params)
-    jitted = jax.jit(update, donate_argnums=0)
-    batch = jax.device_put(problem.batch)
+def batch_of(model: Any, rows: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    side, length = model.image.image_size, model.text.max_len
+    return {
+        "image": rng.integers(0, 256, (rows, side, side, 3)).astype(np.uint8),
+        "tokens": rng.integers(5, model.text.vocab_size, (rows, length)).astype(np.int32),
+        "token_mask": np.ones((rows, length), bool),
+    }
 
-    def step() -> float:
+
+def compete(arguments: argparse.Namespace) -> None:
+    """The big_mm contestant: the update that training jits, on all devices."""
+    allocator.keep_freed_memory()
+    name, rows = arguments.models, int(arguments.batches)
+    chosen = objective(name, blocks(arguments))
+    devices = mesh_lib.MeshConfig(fsdp=arguments.fsdp).make()
+    adamw = optimizers.AdamW(learning_rate=1e-6, weight_decay=0.01)
+    batch = mesh_lib.to_global(batch_of(chosen.model, rows), devices)
+    init = functools.partial(states.init_params, chosen, batch, 0)
+    create = functools.partial(states.create, chosen, adamw, seed=0, ema=False)
+    shapes = jax.eval_shape(create, jax.eval_shape(init))
+    placed = states.shardings(shapes, devices, ())
+    state = jax.jit(lambda: create(init()), out_shardings=placed)()
+    update = jax.jit(
+        Update(chosen, adamw, devices, seed=0, steps=1000),
+        donate_argnums=0,
+        out_shardings=(placed, mesh_lib.replicated(devices)),
+    )
+    begun = time.perf_counter()
+    compiled = update.lower(state, batch).compile()
+    memory = compiled.memory_analysis()
+
+    def step() -> None:
         nonlocal state
-        state, metrics = jitted(state, batch)
-        return float(metrics["loss"])
+        state, metrics = compiled(state, batch)
+        metrics["loss"].block_until_ready()
 
+    step()
     facts = {
-        "loss": step(),
-        "parameters": trees.count(params),
-        "flops": flops,
+        "parameters": trees.count(state.params),
+        "flops": flops.model_flops(chosen, state.params, batch),
         "version": f"jax {jax.__version__}",
-        "threads": len(os.sched_getaffinity(0)),
+        "compile_seconds": time.perf_counter() - begun,
+        "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
     }
-    interleaved.serve(step, steps, facts)
+    interleaved.serve(step, arguments.steps, facts)
 
 
-def compete_matmul(steps: int) -> None:
-    """A float32 matmul: the rate that the rest is measured against."""
-    x = jnp.ones((MATMUL, MATMUL))
-    matmul = jax.jit(jnp.dot)
-    interleaved.serve(lambda: matmul(x, x).block_until_ready(), steps, {"flops": 2 * MATMUL**3})
+def compete_matmul(dtype: str, steps: int) -> None:
+    """A large matrix product: the rate that the rest is measured against."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    repeats = 1 if jax.default_backend() == "cpu" else 20
+
+    @jax.jit
+    def products(x: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, repeats, lambda _, y: (x @ y) * (1 / size), x)
+
+    products(x).block_until_ready()
+    facts = {
+        "flops": 2 * repeats * size**3 * jax.device_count(),
+        "devices": jax.device_count(),
+        "kind": jax.devices()[0].device_kind,
+    }
+    interleaved.serve(lambda: products(x).block_until_ready(), steps, facts)
 
 
-def enter(arguments: argparse.Namespace, overrides: list[str], folder: str) -> list[Any]:
-    """Starts the contestants: the matmul, ours, and the peer's variants if it is there."""
-    ours = [sys.executable, __file__, "--config", arguments.config, *overrides]
-    turns = ["--steps", str(arguments.steps)]
-    on_cpu = {"JAX_PLATFORMS": "cpu"}
+def blocks(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "dtype": arguments.dtype,
+        "remat": arguments.remat,
+        "unroll": arguments.unroll,
+        "implementation": arguments.attention,
+    }
+
+
+def measure(name: str, rows: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Races all contestants for one model and batch; prints and returns their lines."""
+    own = [sys.executable, __file__, "--models", name, "--batches", str(rows)]
+    for option in ("dtype", "remat", "unroll", "attention", "fsdp", "steps"):
+        own += [f"--{option}", str(getattr(arguments, option))]
+    # Several contestants hold memory of the same device at once.
+    share = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     entrants = [
-        interleaved.Contestant("matmul", [*ours, *turns, "--compete", "matmul"], on_cpu),
-        interleaved.Contestant("big_mm", [*ours, *turns, "--compete", "keep"], on_cpu),
+        interleaved.Contestant("matmul", [*own, "--compete", "matmul"], share),
+        interleaved.Contestant("big_mm", [*own, "--compete", "step"], share),
     ]
-    has_torch = [arguments.peer_python, "-c", "import torch"]
-    if subprocess.run(has_torch, capture_output=True, check=False).returncode:
-        print(f"no torch in {arguments.peer_python}: PyTorch does not take part")
-        return entrants
-    torch = [arguments.peer_python, str(HERE / "train_step_torch.py"), folder, *turns]
-    variants = {
-        "PyTorch": [],
-        "PyTorch, heap kept": ["--keep-heap"],
-        "PyTorch compiled, heap kept": ["--keep-heap", "--compile"],
-    }
-    for name, options in variants.items():
-        entrants.append(interleaved.Contestant(name, torch + options, {}))
-    return entrants
-
-
-def report(entrants: list[Any], rows: int) -> dict[str, Any]:
-    """Prints the table; returns what it says as data."""
+    if arguments.peer_python:
+        sizes = json.dumps(peer_sizes(objective(name, {}).model))
+        peer = [arguments.peer_python, str(HERE / "train_step_open_clip.py"), sizes]
+        peer += ["--batch", str(rows), "--dtype", arguments.dtype, "--steps", str(arguments.steps)]
+        peer += ["--grad-checkpointing"] if arguments.remat != "none" else []
+        entrants += [interleaved.Contestant(who, peer + more, {}) for who, more in PEERS.items()]
+    interleaved.race(entrants, arguments.rounds)
     matmul, ours, *_ = entrants
-    rate = matmul.facts["flops"] / matmul.median("wall")
-    print(f"float32 matmul {rate / 1e9:.0f} GFLOP/s; {ours.facts['flops'] / 1e9:.1f} GFLOP a step")
-    header = ("", "images/s", "images/CPU s", "of matmul rate", "big_mm is", "(CPU)", "loss")
-    lines, data = [header], {}
+    lines = []
     for entrant in entrants[1:]:
-        wall, cpu = entrant.median("wall"), entrant.median("cpu")
-        row = {
-            "version": entrant.facts["version"],
-            "threads": entrant.facts["threads"],
-            "parameters": entrant.facts["parameters"],
-            "loss": entrant.facts["loss"],
+        wall = entrant.median("wall")
+        # open_clip's poolers normalise their queries, which ours store normalised.
+        if not math.isclose(entrant.facts["parameters"], ours.facts["parameters"], rel_tol=1e-3):
+            sys.exit(f"{entrant.name} is another model: {entrant.facts}, {ours.facts}")
+        line = {
+            "model": name,
+            "batch": rows,
+            "name": entrant.name,
+            **entrant.facts,
             "images_per_second": rows / wall,
-            "images_per_cpu_second": rows / cpu,
-            "of_matmul_rate": ours.facts["flops"]
+            "images_per_cpu_second": rows / entrant.median("cpu"),
+            "utilisation": ours.facts["flops"]
             / matmul.facts["flops"]
             / matmul.ratio(entrant, "wall"),
             "times_as_long": ours.ratio(entrant, "wall"),
-            "times_the_cpu": ours.ratio(entrant, "cpu"),
+            "matmul_flops_per_second": matmul.facts["flops"] / matmul.median("wall"),
+            "device": f"{matmul.facts['devices']} x {matmul.facts['kind']}",
         }
-        data[entrant.name] = row
-        lines.append(
-            (
-                entrant.name,
-                f"{row['images_per_second']:.1f}",
-                f"{row['images_per_cpu_second']:.1f}",
-                f"{row['of_matmul_rate']:.0%}",
-                f"{row['times_as_long']:.2f}x",
-                f"{row['times_the_cpu']:.2f}x",
-                f"{row['loss']:.5f}",
-            )
+        lines.append(line)
+        print(
+            f"{name:11}{rows:7}  {entrant.name:20}{line['images_per_second']:10.1f}"
+            f"{line['images_per_cpu_second']:14.2f}{line['utilisation']:13.0%}"
+            f"{line['times_as_long']:11.2f}x{line['matmul_flops_per_second'] / 1e12:14.2f}",
+            flush=True,
         )
-    for line in lines:
-        print(line[0].ljust(30) + "".join(cell.rjust(16) for cell in line[1:]))
-    return {"matmul_gflops": rate / 1e9, "step_gflop": ours.facts["flops"] / 1e9, "rows": data}
+    for entrant in entrants:
+        entrant.close()
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/quickstart.py", metavar="FILE.py[:ARG]")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--models", default="coca:tiny", metavar="NAME,...")
+    parser.add_argument("--batches", default="128", metavar="ROWS,...")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 but on a CPU")
+    parser.add_argument("--remat", default="none", help="also turns on the peer's checkpointing")
+    parser.add_argument("--unroll", type=int, default=1)
+    parser.add_argument("--attention", default="xla", help="`implementation` of the layers")
+    parser.add_argument("--fsdp", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2, help="steps a turn")
-    parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON")
+    parser.add_argument("--peer-python", metavar="PYTHON", help="an interpreter with open_clip")
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE.json")
-    parser.add_argument("--compete", choices=("matmul", "keep", "default"), help=argparse.SUPPRESS)
-    arguments, overrides = parser.parse_known_args()
+    parser.add_argument("--compete", choices=("matmul", "step"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or jax.default_backend() == "cpu"
+    arguments.dtype = arguments.dtype or ("float32" if on_cpu else "bfloat16")
     if arguments.compete == "matmul":
-        return compete_matmul(arguments.steps)
-    problem = Problem.load(arguments.config, overrides)
+        return compete_matmul(arguments.dtype, arguments.steps)
     if arguments.compete:
-        return compete(problem, arguments.compete == "keep", arguments.steps)
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder)
-        (path / "sizes.json").write_text(json.dumps(problem.sizes()))
-        np.savez(path / "batch.npz", **problem.batch)
-        np.savez(path / "params.npz", **trees.flatten(problem.params()))
-        entrants = enter(arguments, overrides, folder)
-    interleaved.race(entrants, arguments.rounds)
-    data = report(entrants, len(problem.batch["tokens"]))
-    for entrant in entrants:
-        entrant.close()
-    losses = [entrant.facts["loss"] for entrant in entrants[1:]]
-    if not np.allclose(losses, losses[0], rtol=1e-4):
-        sys.exit(f"the losses of the first step differ: {losses}")
+        return compete(arguments)
+    print(
+        f"{'model':11}{'batch':>7}  {'':20}{'images/s':>10}{'images/CPU s':>14}{'utilisation':>13}"
+        f"{'big_mm is':>12}{'matmul TFLOP/s':>16}"
+    )
+    lines = [
+        line
+        for name in arguments.models.split(",")
+        for rows in arguments.batches.split(",")
+        for line in measure(name, int(rows), arguments)
+    ]
     if arguments.out:
         machine = {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0))}
-        arguments.out.write_text(json.dumps(machine | data, indent=1) + "\n")
+        settings = {k: getattr(arguments, k) for k in ("dtype", "remat", "unroll", "attention")}
+        arguments.out.write_text(json.dumps(machine | settings | {"rows": lines}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
