@@ -20,16 +20,16 @@ Shared = dict[str, Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Contrastive:
-    """What the losses of this file share.
+class Contrastive:
+    """The options of the losses below.
 
     Attributes:
       positives: the batch key of an id [B]; pairs of equal id are positives of one another. By
         default a row is positive with itself only.
-      exchange: how devices meet each other's rows: "gather" holds all texts on each device, "ring"
-        passes them around in blocks, for batches whose embeddings alone are too large.
-      tile: the side of the largest part of the logits that is in memory at once, in either pass; 0
-        for all that one device has. A gain of memory for a third more matrix products.
+      exchange: how a device meets the texts of others: "gather" holds all of them, "ring" passes
+        them on in blocks, for batches whose embeddings alone are too large.
+      tile: the side of the largest part of the matrix of logits that is in memory at once, in
+        either pass, for a third more matrix products. 0 for all that a device has of it.
     """
 
     positives: str = ""
@@ -43,7 +43,7 @@ class _Contrastive:
     )
 
     def __post_init__(self) -> None:
-        Layout(self.exchange, self.tile, None)
+        Layout(self.exchange, self.tile, None)  # refuses what makes no sense
 
     def _sides(self, outputs: Outputs, batch: Batch) -> tuple[Rows, Rows]:
         image, text = outputs["image_embedding"], outputs["text_embedding"]
@@ -73,10 +73,10 @@ def _positive(image: Rows, text: Rows) -> Bool[Array, "images texts"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Softmax(_Contrastive):
+class Softmax(Contrastive):
     """Symmetric InfoNCE (arXiv:2103.00020): each image finds its text among the batch's, and back.
 
-    Several positives have equal shares of the target.
+    Several positives have equal shares of the target. Options: `Contrastive`.
     """
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
@@ -104,10 +104,10 @@ def _cross_entropy(reduced: Reduced) -> Float[Array, " batch"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sigmoid(_Contrastive):
+class Sigmoid(Contrastive):
     """SigLIP (arXiv:2303.15343): each pair of image and text is a yes-or-no question.
 
-    The sum over pairs, divided by the number of images. Needs `logit_bias`.
+    The sum over pairs, divided by the number of images. Needs `logit_bias`. Options: `Contrastive`.
     """
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:

@@ -1,8 +1,8 @@
 """All pairs of two sets of rows, tile after tile, where the sets are spread over devices.
 
-Nothing here knows of losses: a `Reduction` says what a tile of pairs adds to its left rows, to its
-right rows, and to the whole. A device keeps its left rows and meets all right rows in one of two
-ways:
+Nothing here knows of losses: a `Reduction` says what a tile of pairs finds for its left rows, for
+its right rows, and for the whole. A device keeps its left rows and meets all right rows in one of
+two ways:
 
 - "gather": it holds the right side whole, and what it finds out about foreign right rows is
   scattered back to their owners at the end.
@@ -63,11 +63,13 @@ class Reduction(NamedTuple):
     """What is accumulated over pairs of rows.
 
     Attributes:
-      visit: (shared, left, right, fresh) -> what a tile adds to its left rows, its right rows, and
-        the whole. `fresh` [left, right] is false where the pair was in another tile before.
-      empty: shapes of such parts -> parts to which nothing was added yet.
-      join: two parts of the same rows -> one.
-      scatter: (parts of all rows, axes) -> those of this device's rows, joined over all devices.
+      visit: (shared, left, right, fresh) -> what a tile finds for its left rows, its right rows,
+        and the whole; the last is summed. `fresh` [left, right] is false where the pair was in
+        another tile before.
+      empty: shapes of what is found for rows -> the same where nothing was found yet.
+      join: what two tiles found for the same rows -> what they found together.
+      scatter: (what this device found for all rows, axes) -> what all devices together found for
+        this device's share of the rows.
     """
 
     visit: Callable[[Any, Any, Any, Bool[Array, "left right"]], tuple[Any, Any, Any]]
@@ -79,7 +81,7 @@ class Reduction(NamedTuple):
 def over_pairs(
     reduction: Reduction, layout: Layout, shared: PyTree, left: PyTree, right: PyTree
 ) -> Found:
-    """What all pairs add to the left rows, the right rows and the whole.
+    """What all pairs find for the left rows, the right rows and the whole.
 
     Args:
       shared: arrays that every tile sees.
@@ -144,13 +146,15 @@ def _ring(
 def _nothing(reduction: Reduction, shared: PyTree, left: PyTree, right: PyTree) -> Found:
     fresh = jax.ShapeDtypeStruct((_length(left), _length(right)), bool)
     shapes = jax.eval_shape(reduction.visit, shared, left, right, fresh)
-    return tuple(map(reduction.empty, shapes))
+    for_left, for_right, total = shapes
+    zero = jax.tree.map(jnp.zeros_like, total)
+    return reduction.empty(for_left), reduction.empty(for_right), zero
 
 
 def _sweep(
     reduction: Reduction, tile: int, shared: PyTree, left: PyTree, right: PyTree, found: Found
 ) -> Found:
-    """Adds what all pairs of the rows at hand give to what was found before."""
+    """What all pairs of the rows at hand find, joined to what was found before."""
     lefts, rights = _Tiles.of(_length(left), tile), _Tiles.of(_length(right), tile)
 
     def one(number: Array, found: Found) -> Found:
@@ -160,7 +164,7 @@ def _sweep(
         new = reduction.visit(shared, lefts.take(left, i), rights.take(right, j), fresh)
         for_left = lefts.put(for_left, i, reduction.join(lefts.take(for_left, i), new[0]))
         for_right = rights.put(for_right, j, reduction.join(rights.take(for_right, j), new[1]))
-        return for_left, for_right, reduction.join(total, new[2])
+        return for_left, for_right, jax.tree.map(jnp.add, total, new[2])
 
     return jax.lax.fori_loop(0, lefts.count * rights.count, one, found)
 

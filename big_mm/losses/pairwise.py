@@ -195,9 +195,7 @@ def _statistics(pairs: PairsFn) -> Reduction:
             (),
         )
 
-    def empty(shapes: Any) -> Any:
-        if shapes == ():
-            return ()
+    def empty(shapes: _Statistics) -> _Statistics:
         full = [LOWEST, NO_INDEX]
         best = tuple(jnp.full_like(s, x) for s, x in zip(shapes.best, full, strict=True))
         logs = {
@@ -206,9 +204,7 @@ def _statistics(pairs: PairsFn) -> Reduction:
         }
         return _Statistics(best, logs, jax.tree.map(jnp.zeros_like, shapes.terms))
 
-    def join(one: Any, other: Any) -> Any:
-        if one == ():
-            return ()
+    def join(one: _Statistics, other: _Statistics) -> _Statistics:
         return _reduced(jax.tree.map(lambda *x: jnp.stack(x), one, other), axis=0)
 
     def scatter(parts: _Statistics, axes: tuple[str, ...]) -> _Statistics:

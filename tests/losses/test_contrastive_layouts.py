@@ -1,5 +1,9 @@
 """The contrastive losses at every layout, against the whole matrix in float64."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,14 +180,13 @@ def test_bfloat16_embeddings_lose_nothing_more(tile):
     assert_equal(got, expected, 1e-5)
 
 
-@pytest.mark.parametrize("exchange", ["gather", "ring"])
-def test_without_jit(exchange):
+def test_without_jit():
     mesh = mesh_lib.MeshConfig(data=2).make(jax.devices()[:2])
-    loss = Softmax(exchange=exchange, tile=2)
     inputs = placed(mesh, *case(6))
     with mesh_lib.using(mesh):
-        mean, _ = loss(*inputs)
-    np.testing.assert_allclose(mean.compute(), reference(loss, *case(6))["value"], rtol=1e-5)
+        mean, _ = Softmax(exchange="ring", tile=2)(*inputs)
+    expected = reference(Softmax(), *case(6))["value"]
+    np.testing.assert_allclose(mean.compute(), expected, rtol=1e-5)
 
 
 def programs(jaxpr, repeats=1):
@@ -245,3 +248,55 @@ def test_options_that_mean_nothing(options, message):
 def test_a_missing_key_of_positives():
     with pytest.raises(UserError, match=r"positives='text_id' is no key of the batch: \['group'"):
         Sigmoid(positives="text_id")(*case(6))
+
+
+TPU_PROGRAM = """
+import re
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from big_mm import mesh as mesh_lib
+from big_mm.losses.contrastive import Sigmoid, Softmax
+
+mesh = mesh_lib.MeshConfig(data=2, fsdp=2, tensor=2).make(
+    topologies.get_topology_desc("v5e:2x4", platform="tpu").devices
+)
+rows, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+embedding = jax.ShapeDtypeStruct((2048, 128), jnp.float32, sharding=rows)
+scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+outputs = dict.fromkeys(("image_embedding", "text_embedding"), embedding)
+outputs |= dict.fromkeys(("logit_scale", "logit_bias"), scalar)
+batch = {"group": jax.ShapeDtypeStruct((2048,), jnp.int32, sharding=rows)}
+
+for loss in (Softmax("group", "gather", 100), Softmax("group", "ring", 128)):
+    def function(outputs, batch):
+        with mesh_lib.using(mesh):
+            return jax.value_and_grad(lambda x: loss(x, batch)[0].compute())(outputs)
+
+    traced = jax.jit(function).trace(outputs, batch)
+    text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+    for step in re.split("\\n\\n", text):
+        start, work = step.find("collective-permute-start("), step.find(" while(")
+        if 0 <= start and 0 <= work and "ENTRY" not in step:
+            print(loss.exchange, start < work < step.rfind("collective-permute-done("))
+    print(loss.exchange, "all-gather" in text)
+"""
+
+
+@pytest.mark.tpu_compiler
+def test_tpus_pass_blocks_on_while_they_work():
+    """The compiler's schedule of a ring's step: blocks leave before the tiles, and arrive after."""
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_LOG_DIR": "disabled",
+    }
+    command = [sys.executable, "-c", TPU_PROGRAM]
+    run = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == ["gather True", "ring True", "ring True", "ring False"]

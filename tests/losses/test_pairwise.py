@@ -27,8 +27,8 @@ def late_interaction(shared, images, texts):
     return both, both
 
 
-def rows_of(values, count):
-    index = jnp.arange(count)
+def rows_of(values):
+    index = jnp.arange(len(jax.tree.leaves(values)[0]))
     return Rows.of(values, index % 20, index % 5 != 4)
 
 
@@ -47,30 +47,20 @@ def problem(name):
 @pytest.mark.parametrize("devices, exchange", [(1, "gather"), (4, "gather"), (4, "ring")])
 def test_any_pairwise_loss_is_the_same_at_every_layout(name, devices, exchange):
     pairs, shared, left, right = problem(name)
-    shared = jax.tree.map(jnp.float32, shared)
     mesh = mesh_lib.MeshConfig().make(jax.devices()[:devices])
-    sides = (jax.tree.leaves(side)[0].shape[0] for side in (left, right))
-    counts = dict(zip(("left", "right"), sides, strict=True))
+    whole = mesh_lib.replicated(mesh)
+    shared, left, right = jax.device_put((shared, left, right), whole)
 
-    def both(shared, left, right, exchange, tile):
+    def value(shared, left, right, exchange, tile):
+        sides = rows_of(left), rows_of(right)
         with mesh_lib.using(mesh):
-            return reduce_pairs(
-                pairs,
-                shared,
-                rows_of(left, counts["left"]),
-                rows_of(right, counts["right"]),
-                exchange=exchange,
-                tile=tile,
-            )
-
-    def value(*inputs):
-        reduced = both(*inputs)
-        # Any function of what is reduced: here each number with a weight of its own.
-        leaves = [x for side in reduced for x in jax.tree.leaves((side.exponents, side.terms))]
-        weighted = [
-            jnp.sin(jnp.arange(len(x))) * jnp.tanh(x) for x in leaves if x.dtype == jnp.float32
-        ]
-        return sum(x.sum() for x in weighted), [side.best for side in reduced]
+            reduced = reduce_pairs(pairs, shared, *sides, exchange=exchange, tile=tile)
+        total = jnp.float32(0)
+        for side, found in zip(sides, reduced, strict=True):
+            for x in jax.tree.leaves((found.exponents, found.terms)):
+                # Any function of what is reduced: here each number with a weight of its own.
+                total += jnp.where(side.valid, jnp.sin(side.index) * x, 0).sum()
+        return total, [found.best for found in reduced]
 
     function = jax.jit(
         jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True), static_argnums=(3, 4)
