@@ -10,7 +10,7 @@ interrupted run from its latest checkpoint.
 
 Exit status:
     0   trained to the last step, and evaluated
-    2   something to correct first, which the last line names: config, data, disk, divergence
+    2   something to correct first, as the line `error: ...` says: config, data, disk, divergence
     74  no batch came for data.timeout seconds; the lines above name what hung. Worth another try
     75  SIGTERM came, the state was saved: the same command continues
 """
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in _DISK:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        place = "" if error.filename else f" (in writing to {arguments.workdir}?)"
+        print(f"error: {error}{place}", file=sys.stderr)
         return 2
     return 0
 

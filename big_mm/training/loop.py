@@ -68,9 +68,15 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[st
     loop = Loop(prepared, folder, store, state, batches)
     try:
         with stop_signal() as loop.stop:
-            return loop.fit()
-    finally:
-        loop.close()
+            metrics = loop.fit()
+    except BaseException:
+        try:
+            loop.close()
+        except (UserError, OSError) as error:  # Often by the same cause, which is raised.
+            logging.warning("in closing %s: %s", folder, error)
+        raise
+    loop.close()
+    return metrics
 
 
 def position(state: State) -> int:

@@ -263,6 +263,6 @@ def test_a_config_of_another_origin_is_not_trusted(tmp_path):
     (folder / checkpoint.CONFIG).write_text(text)
     manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
     manifest["files"][checkpoint.CONFIG] = checkpoint.hashlib.sha256(text.encode()).hexdigest()
-    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    (folder / checkpoint.MANIFEST).write_bytes(checkpoint.seal(manifest))
     with pytest.raises(UserError, match="trusted"):
         checkpoint.load_config(run)
