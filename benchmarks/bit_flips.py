@@ -62,12 +62,14 @@ def open_as_reader(workdir: pathlib.Path) -> Any:
 
 
 def judge(run: Any, workdir: pathlib.Path, wanted: Any, saved: Any, older: Any) -> str:
-    """What became of a flip."""
-    verdicts = []
+    """What became of a flip. What the trainer has noticed, the reader need not read."""
+    verdicts: list[str] = []
     for name, opened in (
         ("trainer", lambda: open_as_trainer(run, workdir, wanted)),
         ("reader", lambda: open_as_reader(workdir)),
     ):
+        if verdicts == ["noticed"]:
+            break
         try:
             found = opened()
         except checkpoint.CheckpointError:
@@ -136,11 +138,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         data = flip(arguments, pathlib.Path(folder).resolve())
     verdicts = ("noticed", "harmless", "SILENT", "UNCLEAR")
-    print(
-        "".join(
-            cell.ljust(24) if not i else cell.rjust(10) for i, cell in enumerate(("", *verdicts))
-        )
-    )
+    print(" " * 24 + "".join(verdict.rjust(10) for verdict in verdicts))
     for name, count in sorted(data["kinds"].items()):
         print(name.ljust(24) + "".join(f"{count[verdict]:10}" for verdict in verdicts))
     total = sum(data["kinds"].values(), collections.Counter())
