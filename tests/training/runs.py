@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 import signal
+import threading
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -64,6 +66,26 @@ class Faulty(Weighted):
         factor = batch.pop("poison")[0] if "poison" in batch else 1.0
         value, aux = super().loss(params, extra, batch, rng)
         return value * factor, aux
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stuck:
+    """A source of which one record is never there."""
+
+    source: Any
+    stuck_at: int
+    released: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        if index == self.stuck_at:
+            self.released.wait(60)
+        return self.source[index]
+
+    def where(self, index):
+        return self.source.where(index)
 
 
 def config(directory: pathlib.Path, model=None, fault=None, damaged=0, poison=(), **options):

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from typing import Any
 
 import jax
@@ -213,6 +214,51 @@ def test_an_evaluation_that_died_is_made_up_for(tmp_path, step):
     lines = writers.read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert [line["step"] for line in lines if "probe/sum" in line] == [2, 4, 6]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored(evaluators.Evaluator):
+    """A metric that is best at step 4; before it says so at step 6, SIGTERM comes, once."""
+
+    marker: str
+
+    def run(self, predictor: Any, step: int) -> dict[str, float]:
+        marker = pathlib.Path(self.marker)
+        if step == 6 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return {"score": -abs(step - 4.0)}
+
+
+def test_sigterm_does_not_wait_for_an_evaluation_and_the_best_checkpoint_stays(tmp_path):
+    marker, saving = str(tmp_path / "marker"), {"every": 3, "keep": 1, "best": "scored/score"}
+    made = runs.config(
+        tmp_path,
+        steps=8,
+        evaluators={"scored": spec.spec(Scored, marker=marker)},
+        eval_every=2,
+        checkpoint=spec.spec(checkpoint.Checkpoints, **saving),
+    )
+    begun = time.monotonic()
+    assert runs.train(made, tmp_path / "run") is None
+    assert time.monotonic() - begun < 50
+    assert checkpoint.find_checkpoint(tmp_path / "run").name == "6"
+    # The scores of before are read from metrics.jsonl, or step 4 would not be known as the best.
+    assert runs.train(made, tmp_path / "run") == {"scored/score": -4.0}
+    steps = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert steps == [4, 6, 8], "the best, the last that was due, the newest"
+    scores = [line.get("scored/score") for line in writers.read_metrics(tmp_path / "run")]
+    assert scores == [None, -2.0, None, 0.0, None, -2.0, None, -4.0]
+
+
+def test_the_best_of_an_unknown_metric_is_refused(tmp_path):
+    saving = spec.spec(checkpoint.Checkpoints, best="retrival/r@1")
+    with pytest.raises(UserError, match="'retrival/r@1' must be EVALUATOR/METRIC.*scored"):
+        scored = spec.spec(Scored, marker="")
+        spec.build(
+            runs.config(tmp_path, evaluators={"scored": scored}, eval_every=2, checkpoint=saving)
+        )
 
 
 def test_a_profile_is_traced_on_request(tmp_path):
