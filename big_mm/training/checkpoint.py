@@ -119,6 +119,11 @@ class Store:
         """The committed steps, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def best(self) -> int | None:
+        """The saved step with the best score, if the policy asks for one."""
+        steps = self.steps()
+        return self.policy.best_of({s: v for s, v in self.scores.items() if s in steps})
+
     def save(self, step: int, items: Items) -> None:
         """Copies the arrays before it returns; the writing goes on in the background.
 

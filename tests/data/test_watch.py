@@ -94,7 +94,7 @@ def test_workers_end_with_the_process_that_reads(shards, tmp_path):
     root = pathlib.Path(__file__).resolve().parents[2]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         left = [int(pid) for pid in process.stdout.readline().split()]
-    assert process.returncode == -signal.SIGKILL and len(left) == 2
+    assert process.returncode == -signal.SIGKILL and left
     deadline = time.monotonic() + 20
     while any(pathlib.Path(f"/proc/{pid}").exists() for pid in left):
         assert time.monotonic() < deadline

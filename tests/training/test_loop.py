@@ -1,6 +1,7 @@
 """Whole runs: interruption, devices, damaged data, divergence, evaluation, what is written."""
 
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -71,6 +72,7 @@ def in_processes(directory: pathlib.Path, *environments) -> list[tuple[int, str]
             env=os.environ | environment,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         for environment in environments
     ]
@@ -86,6 +88,30 @@ def test_sigkill_while_saving_and_the_continued_run_is_the_uninterrupted_one(who
     assert code == -signal.SIGKILL, error
     [(code, error)] = in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "8"})
     assert code == 0, error
+    assert runs.digests(tmp_path / "run") == runs.digests(whole)
+    assert runs.losses(tmp_path / "run") == runs.losses(whole)
+
+
+def test_killed_at_one_file_after_the_other_it_ends_as_if_it_never_was(
+    whole, tmp_path, monkeypatch
+):
+    """The index, a line of metrics, a commit, a deletion: SIGKILL comes just before each."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    chaos = importlib.import_module("chaos")
+    (tmp_path / "config.json").write_text(spec.to_json(runs.config(tmp_path)))
+    for index in tmp_path.glob(".*.index"):
+        index.unlink()
+    for kill in (
+        ["index build", 2, 0.0],
+        ["metrics.jsonl", 4, 0.0],
+        ["save commits", 6, 0.0],
+        ["deletion", 3, 0.0],
+        None,
+    ):
+        hook = {"events": chaos.EVENTS, "log": str(tmp_path / "log"), "kill": kill}
+        environment = {"PYTHONPATH": str(chaos.HOOK), "CHAOS": json.dumps(hook)}
+        [(code, error)] = in_processes(tmp_path, environment | {"JAX_NUM_CPU_DEVICES": "8"})
+        assert code == (0 if kill is None else -signal.SIGKILL), (kill, error)
     assert runs.digests(tmp_path / "run") == runs.digests(whole)
     assert runs.losses(tmp_path / "run") == runs.losses(whole)
 
