@@ -98,7 +98,9 @@ def test_killed_at_one_file_after_the_other_it_ends_as_if_it_never_was(
     """The index, a line of metrics, a commit, a deletion: SIGKILL comes just before each."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     chaos = importlib.import_module("chaos")
-    (tmp_path / "config.json").write_text(spec.to_json(runs.config(tmp_path)))
+    saving = spec.spec(checkpoint.Checkpoints, every=2, keep=1)  # so that some are deleted
+    made = runs.config(tmp_path, checkpoint=saving)
+    (tmp_path / "config.json").write_text(spec.to_json(made))
     for index in tmp_path.glob(".*.index"):
         index.unlink()
     for kill in (
