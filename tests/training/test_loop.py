@@ -7,9 +7,6 @@ import math
 import os
 import pathlib
 import signal
-import socket
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -50,43 +47,13 @@ def test_sigterm_saves_and_the_continued_run_is_the_uninterrupted_one(whole, tmp
     assert runs.losses(tmp_path / "run") == runs.losses(whole)
 
 
-PROGRAM = """
-import pathlib, sys
-from big_mm import distributed, spec
-from big_mm.training import loop
-distributed.init()
-text = pathlib.Path(sys.argv[1]).read_text()
-loop.train(spec.from_json(text, trusted=("big_mm", "tests")), sys.argv[2])
-"""
-
-
-def in_processes(directory: pathlib.Path, *environments) -> list[tuple[int, str]]:
-    """Trains directory/config.json into directory/run, in one process for each environment.
-
-    Returns the exit codes and what was written to stderr.
-    """
-    begun = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(directory / "config.json"), str(directory / "run")],
-            cwd=ROOT,
-            env=os.environ | environment,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for environment in environments
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in begun]
-    return [(process.returncode, error) for process, error in zip(begun, errors, strict=True)]
-
-
 def test_sigkill_while_saving_and_the_continued_run_is_the_uninterrupted_one(whole, tmp_path):
     fault = {"at": 4, "marker": str(tmp_path / "marker"), "signal": signal.SIGKILL}
     (tmp_path / "config.json").write_text(spec.to_json(runs.config(tmp_path, fault=fault)))
     # The save of step 4 has just begun: it may or may not have been committed.
-    [(code, error)] = in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "8"})
+    [(code, error)] = runs.in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "8"})
     assert code == -signal.SIGKILL, error
-    [(code, error)] = in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "8"})
+    [(code, error)] = runs.in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "8"})
     assert code == 0, error
     assert runs.digests(tmp_path / "run") == runs.digests(whole)
     assert runs.losses(tmp_path / "run") == runs.losses(whole)
@@ -112,7 +79,7 @@ def test_killed_at_one_file_after_the_other_it_ends_as_if_it_never_was(
     ):
         hook = {"events": chaos.EVENTS, "log": str(tmp_path / "log"), "kill": kill}
         environment = {"PYTHONPATH": str(chaos.HOOK), "CHAOS": json.dumps(hook)}
-        [(code, error)] = in_processes(tmp_path, environment | {"JAX_NUM_CPU_DEVICES": "8"})
+        [(code, error)] = runs.in_processes(tmp_path, environment | {"JAX_NUM_CPU_DEVICES": "8"})
         assert code == (0 if kill is None else -signal.SIGKILL), (kill, error)
     assert runs.digests(tmp_path / "run") == runs.digests(whole)
     assert runs.losses(tmp_path / "run") == runs.losses(whole)
@@ -121,7 +88,7 @@ def test_killed_at_one_file_after_the_other_it_ends_as_if_it_never_was(
 def test_one_device_gives_the_losses_of_eight(whole, tmp_path):
     assert jax.device_count() == 8
     (tmp_path / "config.json").write_text(spec.to_json(runs.config(tmp_path)))
-    [(code, error)] = in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "1"})
+    [(code, error)] = runs.in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "1"})
     assert code == 0, error
     one, eight = (np.array(runs.losses(folder)) for folder in (tmp_path / "run", whole))
     np.testing.assert_allclose(one, eight, rtol=2e-5)
@@ -131,11 +98,7 @@ def test_two_processes_stop_together_and_one_continues(whole, tmp_path):
     fault = {"at": 2, "marker": str(tmp_path / "marker"), "signal": signal.SIGTERM}
     made = runs.config(tmp_path, fault=fault)
     (tmp_path / "config.json").write_text(spec.to_json(made))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    ended = in_processes(tmp_path, *(common | {"JAX_PROCESS_ID": str(i)} for i in range(2)))
+    ended = runs.in_processes(tmp_path, *runs.two_processes())
     assert [code for code, _ in ended] == [0, 0], ended
     runs.train(made, tmp_path / "run")
     np.testing.assert_allclose(runs.losses(tmp_path / "run"), runs.losses(whole), rtol=2e-5)
