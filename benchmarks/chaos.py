@@ -199,6 +199,7 @@ class Life:
                 time.sleep(max(0.0, found[occurrence - 1] + delay - time.monotonic()))
                 break
             time.sleep(0.002)
+        self.struck = time.monotonic()
         self.kill(how)
 
     def kill(self, how: int = signal.SIGKILL) -> None:
@@ -210,6 +211,7 @@ class Life:
     def end(self, timeout: float = 600.0) -> int:
         """Waits; the exit code."""
         code = self.process.wait(timeout)
+        self.ended = time.monotonic()
         self.kill()  # what may be left of its group
         self.reader.join()
         self.process.stderr.close()
@@ -320,16 +322,19 @@ class Reference:
         lines = [(at - life.begun, line) for at, line in life.lines]
         return cls(campaign.results(), life.seconds, collections.Counter(events), lines)
 
-    def moment(self, phase: str, rng: random.Random) -> tuple[str, int, float]:
-        """A random one of a stage: (what a line shows, its occurrence, seconds after it)."""
+    def moment(self, phase: str, left: float, rng: random.Random) -> tuple[str, int, float]:
+        """A random one of a stage: (what a line shows, its occurrence, seconds after it).
+
+        `left` is the share of the run that the life has before it.
+        """
+        begin = self.lines[0][0]
         if phase == "any time":
-            return "", 1, rng.uniform(0.0, self.seconds)
+            return "", 1, rng.uniform(0.0, begin + left * (self.seconds - begin))
         shown = STAGES["step" if phase == STOP else phase]
-        starts = [i for i, (_, line) in enumerate(self.lines) if shown in line]
         if not shown:
-            return shown, 1, rng.uniform(0.0, self.lines[0][0])
-        # A life that continues has fewer lines than the reference: the first half will do.
-        number = rng.randint(1, (len(starts) + 1) // 2)
+            return shown, 1, rng.uniform(0.0, begin)
+        starts = [i for i, (_, line) in enumerate(self.lines) if shown in line]
+        number = rng.randint(1, max(1, int(left * len(starts) / 2)))
         at = starts[number - 1]
         following = min(at + 1, len(self.lines) - 1)
         return shown, number, rng.uniform(0.0, self.lines[following][0] - self.lines[at][0])
@@ -337,14 +342,18 @@ class Reference:
 
 def strike(campaign: Campaign, reference: Reference, phase: str, rng: random.Random) -> Life:
     """One life, and its death in that phase unless it ends before."""
+    left = 1 - max(campaign.committed, default=0) / STEPS
     if phase in EVENTS:
-        number = rng.randint(1, max(1, reference.events[phase] // 3))
+        if phase == "index build":
+            for index in campaign.data.glob(".*.index"):
+                index.unlink()
+        number = rng.randint(1, max(1, int(left * reference.events[phase] / 2)))
         delay = 0.0 if rng.random() < 0.7 else rng.uniform(0.0, 0.1)
         life = campaign.life([phase, number, delay])
         life.start()
     else:
         life = campaign.life()
-        shown, occurrence, delay = reference.moment(phase, rng)
+        shown, occurrence, delay = reference.moment(phase, left, rng)
         life.start()
         how = signal.SIGTERM if phase == STOP else signal.SIGKILL
         life.end_after(shown, occurrence, delay, how)
@@ -371,6 +380,7 @@ def chaos(arguments: argparse.Namespace, root: pathlib.Path) -> dict[str, Any]:
     deaths: collections.Counter[str] = collections.Counter()
     deck: list[str] = []
     lost = wrong = number = 0
+    grace: list[float] = []
     runs = []
 
     def kills() -> int:
@@ -397,6 +407,8 @@ def chaos(arguments: argparse.Namespace, root: pathlib.Path) -> dict[str, Any]:
                 sys.exit(f"{campaign.folder.name} ended with status {code} in {phase!r}")
             if code != 0:
                 deaths[phase] += 1
+            if code == os.EX_TEMPFAIL:
+                grace.append(life.ended - life.struck)
             story.append(f"{phase} at {life.first_step()}")
             campaign.account(life, policy)
         found = differences(reference.results, campaign.results())
@@ -412,6 +424,7 @@ def chaos(arguments: argparse.Namespace, root: pathlib.Path) -> dict[str, Any]:
         "lost_commits": lost,
         "differences": wrong,
         "phases": {phase: deaths[phase] for phase in PHASES},
+        "sigterm_seconds": grace,
         "parameters": {name: parameter_hash(made.results) for name, made in references.items()},
         "campaigns": runs,
     }
@@ -433,6 +446,8 @@ def main() -> int:
         data = chaos(arguments, root.resolve())
     for phase, count in data["phases"].items():
         print(f"  {phase:20}{count:4}")
+    if data["sigterm_seconds"]:
+        print(f"SIGTERM was answered in {max(data['sigterm_seconds']):.1f} s at most")
     if arguments.out:
         arguments.out.write_text(json.dumps(data, indent=1) + "\n")
     print(

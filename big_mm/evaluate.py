@@ -21,6 +21,7 @@ from etils import epath
 
 import big_mm
 from big_mm import allocator, distributed, report, spec
+from big_mm.data import watch
 from big_mm.evaluators import base
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
@@ -120,8 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except watch.Stalled as error:
+        print(f"error: {error}", file=sys.stderr)
+        return watch.STATUS
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    watch.leave(main())

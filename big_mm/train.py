@@ -10,8 +10,9 @@ interrupted run from its latest checkpoint.
 
 Exit status:
     0   trained to the last step, and evaluated
-    2   something to correct first, which the last line names: config, data, disk, divergence
-    74  no batch came for data.timeout seconds; the lines above name what hung. Worth another try
+    2   something to correct first, as the line `error: ...` says: config, data, disk, divergence
+    74  a data worker died, or no batch came for data.timeout seconds: `error: ...` says who is to
+        blame. Worth another try, perhaps on another machine
     75  SIGTERM came, the state was saved: the same command continues
 """
 
@@ -25,7 +26,7 @@ import jax
 from absl import logging
 
 from big_mm import allocator, distributed, report, spec
-from big_mm.data.watch import Stalled
+from big_mm.data import watch
 from big_mm.spec import UserError
 from big_mm.training import check, loop
 
@@ -65,21 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Stalled as error:
+    except watch.Stalled as error:
         print(f"error: {error}", file=sys.stderr)
-        return os.EX_IOERR
+        return watch.STATUS
     except OSError as error:
         if error.filename is None and error.errno not in _DISK:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        place = "" if error.filename else f" (in writing to {arguments.workdir}?)"
+        print(f"error: {error}{place}", file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == "__main__":
-    status = main()
-    if status == os.EX_IOERR:  # Python would wait for the thread that hangs.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    watch.leave(main())

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 
 from big_mm import spec, train
 from big_mm.data import records
+from big_mm.data.pipeline import Pipeline
 from big_mm.evaluators import Retrieval
 from big_mm.training import checkpoint
 from tests import tiny
@@ -134,6 +136,61 @@ def test_pictures_that_all_fail(config_file, tmp_path, capsys):
     file = config_file(damaged=runs.RECORDS)
     line = fails(capsys, "--config", file, "--workdir", str(tmp_path / "run"))
     assert "undecodable_image" in line
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def as_a_user(*arguments, largest_file: int | None = None) -> subprocess.CompletedProcess:
+    command = ["-m", "big_mm.train", *arguments]
+    if largest_file is not None:
+        command = ["-c", LIMITED, str(largest_file), *command]
+    command = [sys.executable, *command]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_sigterm_has_a_status_of_its_own(config_file, tmp_path):
+    fault = {"at": 2, "marker": str(tmp_path / "marker"), "signal": signal.SIGTERM}
+    done = as_a_user("--config", config_file(fault=fault), "--workdir", str(tmp_path / "run"))
+    assert done.returncode == 75, done.stderr
+    assert "stopped by SIGTERM and saved" in done.stderr
+    assert checkpoint.find_checkpoint(tmp_path / "run").name == "3"
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(config_file, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    line = fails(capsys, "--config", config_file(), "--workdir", str(tmp_path / "file" / "run"))
+    assert "results cannot be written to --workdir" in line and "Not a directory" in line
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(config_file, tmp_path, capsys):
+    """Full for files of this size: the vocabulary's is written in every save."""
+    arguments = ["--config", config_file(), "--workdir", str(tmp_path / "run")]
+    arguments.append("--config.optimizer.schedule.warmup=0")
+    assert train.main([*arguments, "--config.steps=2"]) == 0
+    done = as_a_user(*arguments, largest_file=len(tiny.tokenizer_bytes()) - 1)
+    assert done.returncode == 2, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "a checkpoint could not be written" in line and "last good one there: step 2" in line
+    assert "step 6/6" not in done.stderr, "the run ends with the save that fails"
+    assert checkpoint.find_checkpoint(tmp_path / "run").name == "2"
+    assert train.main(arguments) == 0
+
+
+def test_a_read_that_hangs_ends_the_run(config_file, tmp_path):
+    shards = spec.spec(records.TFRecordSource, shards=runs.shards(tmp_path))
+    source = spec.spec(runs.Stuck, source=shards, stuck_at=40)
+    data = spec.spec(Pipeline, sources=(source,), shuffle=False, num_threads=2, timeout=8.0)
+    file = config_file(data=data, batch_size=8)
+    done = as_a_user("--config", file, "--workdir", str(tmp_path / "run"))
+    assert done.returncode == 74, done.stderr
+    assert "the input pipeline is the limit" in done.stderr
+    assert "no batch for 8 s" in done.stderr and "released.wait" in done.stderr
+    assert "step 3/6" in done.stderr
 
 
 def test_no_workdir_and_no_config_file(config_file, tmp_path, capsys):

@@ -119,6 +119,11 @@ class Store:
         """The committed steps, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def best(self) -> int | None:
+        """The saved step with the best score, if the policy asks for one."""
+        steps = self.steps()
+        return self.policy.best_of({s: v for s, v in self.scores.items() if s in steps})
+
     def save(self, step: int, items: Items) -> None:
         """Copies the arrays before it returns; the writing goes on in the background.
 
@@ -129,11 +134,11 @@ class Store:
             # Only a step that `restore` has refused is reached again.
             self._manager.delete(step)
         items = {name: flat for name, flat in items.items() if flat}
-        manifest = json.dumps(_describe(items, self._files), indent=1)
+        manifest = seal(_describe(items, self._files))
         arguments: dict[str, Any] = {
             name: ocp.args.StandardSave(trees.unflatten(flat)) for name, flat in items.items()
         }
-        arguments[_FILES] = _SaveFiles(self._files | {MANIFEST: manifest.encode()})
+        arguments[_FILES] = _SaveFiles(self._files | {MANIFEST: manifest})
         with self._naming_failures():
             self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
 
@@ -365,11 +370,18 @@ def _describe(items: Items, files: Mapping[str, bytes]) -> dict[str, Any]:
     }
 
 
+def seal(manifest: Mapping[str, Any]) -> bytes:
+    """The file of a manifest, with a checksum of its own."""
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    checksum = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json.dumps(rest | {"checksum": checksum}, indent=1).encode()
+
+
 def _load_manifest(folder: epath.Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / _FILES / MANIFEST).read_text())
-        if not {"leaves", "files"} <= manifest.keys():
-            raise ValueError("it lacks its leaves or files")
+        if json.loads(seal(manifest)) != manifest:
+            raise ValueError("it does not have its checksum")
     except (OSError, ValueError, AttributeError) as error:
         raise _Damaged(f"{_FILES}/{MANIFEST} cannot be read: {error}") from error
     return manifest

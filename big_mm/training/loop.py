@@ -2,8 +2,10 @@
 
 import collections
 import contextlib
+import faulthandler
 import json
 import math
+import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -33,6 +35,8 @@ from big_mm.types import Batch
 EVALUATION = "evaluation.json"
 # The share of damaged records means little among fewer rows than this.
 _MIN_ROWS = 1000
+# Seconds without a finished step after which stderr gets the stack of every thread.
+_SILENCE = 1800.0
 
 # A step whose metrics are still on the device, and the keys of its records.
 Queued = tuple[int, dict[str, jax.Array], list[str]]
@@ -68,9 +72,15 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> dict[st
     loop = Loop(prepared, folder, store, state, batches)
     try:
         with stop_signal() as loop.stop:
-            return loop.fit()
-    finally:
-        loop.close()
+            metrics = loop.fit()
+    except BaseException:
+        try:
+            loop.close()
+        except (UserError, OSError) as error:  # Often by the same cause, which is raised.
+            logging.warning("in closing %s: %s", folder, error)
+        raise
+    loop.close()
+    return metrics
 
 
 def position(state: State) -> int:
@@ -230,6 +240,9 @@ class Loop:
             text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
             writers.write_whole(self.folder / EVALUATION, text)
             self.writer.flush()
+        if (best := self.store.best()) is not None:
+            where = self.store.directory / str(best)
+            self.say(self.run.steps, f"{self.run.checkpoint.best} was best at step {best}: {where}")
         return metrics
 
     def queue(self, step: int, metrics: dict[str, jax.Array], keys: list[str]) -> None:
@@ -242,6 +255,7 @@ class Loop:
         while len(self.queued) > keep:
             step, metrics, keys = self.queued.popleft()
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            faulthandler.dump_traceback_later(_SILENCE, repeat=True, file=sys.__stderr__)
             self.watch(step, values, keys)
             if self.clock.step is None:
                 self.clock.start(step)  # compilation is over
@@ -325,6 +339,7 @@ class Loop:
 
     def close(self) -> None:
         """Closes all that is open, in this order, whatever goes wrong with one of them."""
+        faulthandler.cancel_dump_traceback_later()
         with contextlib.ExitStack() as last_to_first:
             last_to_first.callback(self.store.close)
             last_to_first.callback(self.batches.close)

@@ -9,8 +9,11 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class Stopped(Exception):
-    """SIGTERM came while nothing was under way that must be brought to an end."""
+class Stopped(BaseException):
+    """SIGTERM came while nothing was under way that must be brought to an end.
+
+    No Exception, which evaluators might catch.
+    """
 
 
 class Stop:

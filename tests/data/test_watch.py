@@ -1,12 +1,13 @@
 """Workers that die, stop or wait for ever are named, and nothing waits for them or stays behind."""
 
-import dataclasses
 import itertools
 import multiprocessing
 import os
 import pathlib
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -48,28 +49,8 @@ def test_a_worker_that_dies_or_stops_is_named(shards, contract, how):
     assert not workers(), "neither the others nor a zombie is left"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Stuck:
-    """A source of which one record is never there."""
-
-    source: records.TFRecordSource
-    stuck_at: int
-    released: threading.Event = dataclasses.field(default_factory=threading.Event)
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, index):
-        if index == self.stuck_at:
-            self.released.wait(60)
-        return self.source[index]
-
-    def where(self, index):
-        return self.source.where(index)
-
-
 def test_a_read_that_hangs_is_first_warned_of_then_named_with_its_record(shards, contract, caplog):
-    source = Stuck(records.TFRecordSource(shards), stuck_at=20)
+    source = runs.Stuck(records.TFRecordSource(shards), stuck_at=20)
     data = pipeline.Pipeline(source, num_threads=2, shuffle=False, timeout=6.0)
     batches = data.batches(contract, 8, seed=0)
     begun = time.monotonic()
@@ -83,7 +64,7 @@ def test_a_read_that_hangs_is_first_warned_of_then_named_with_its_record(shards,
 
 
 def test_what_is_only_slow_is_warned_of_and_goes_on(shards, contract, caplog):
-    source = Stuck(records.TFRecordSource(shards), stuck_at=20)
+    source = runs.Stuck(records.TFRecordSource(shards), stuck_at=20)
     data = pipeline.Pipeline(source, num_threads=1, shuffle=False, timeout=10.0)
     batches = data.batches(contract, 8, seed=0)
     threading.Timer(2.5, source.released.set).start()
@@ -92,20 +73,28 @@ def test_what_is_only_slow_is_warned_of_and_goes_on(shards, contract, caplog):
     batches.close()
 
 
+PROGRAM = """
+import multiprocessing, os, pathlib, signal, sys
+from big_mm import spec
+from big_mm.data import pipeline, records
+from tests import tiny
+if __name__ == "__main__":
+    contract = spec.build(tiny.config(pathlib.Path(sys.argv[2])).contract)
+    data = pipeline.Pipeline(records.TFRecordSource(sys.argv[1]), num_workers=2)
+    batches = data.batches(contract, 16, seed=0)
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_workers_end_with_the_process_that_reads(shards, tmp_path):
     """Also when it is killed, and could not tell them."""
-
-    def child(write):
-        data = pipeline.Pipeline(records.TFRecordSource(shards), num_workers=2)
-        next(data.batches(spec.build(tiny.config(tmp_path).contract), 16, seed=0))
-        write.send(workers())
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    read, write = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=child, args=(write,))
-    process.start()
-    left = read.recv()
-    process.join()
+    command = [sys.executable, "-c", PROGRAM, shards, str(tmp_path)]
+    root = pathlib.Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        left = [int(pid) for pid in process.stdout.readline().split()]
+    assert process.returncode == -signal.SIGKILL and left
     deadline = time.monotonic() + 20
     while any(pathlib.Path(f"/proc/{pid}").exists() for pid in left):
         assert time.monotonic() < deadline

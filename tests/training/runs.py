@@ -6,6 +6,11 @@ import json
 import os
 import pathlib
 import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -64,6 +69,26 @@ class Faulty(Weighted):
         factor = batch.pop("poison")[0] if "poison" in batch else 1.0
         value, aux = super().loss(params, extra, batch, rng)
         return value * factor, aux
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stuck:
+    """A source of which one record is never there."""
+
+    source: Any
+    stuck_at: int
+    released: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        if index == self.stuck_at:
+            self.released.wait(60)
+        return self.source[index]
+
+    def where(self, index):
+        return self.source.where(index)
 
 
 def config(directory: pathlib.Path, model=None, fault=None, damaged=0, poison=(), **options):
@@ -129,3 +154,42 @@ def digests(workdir: pathlib.Path, step: int = STEPS) -> dict[str, int]:
 def params(workdir: pathlib.Path, which: str = "params") -> dict[str, np.ndarray]:
     loaded = trees.flatten(checkpoint.load_params(workdir, which))
     return {path: np.asarray(leaf) for path, leaf in loaded.items()}
+
+
+PROGRAM = """
+import pathlib, sys
+from big_mm import distributed, spec
+from big_mm.training import loop
+distributed.init()
+text = pathlib.Path(sys.argv[1]).read_text()
+loop.train(spec.from_json(text, trusted=("big_mm", "tests")), sys.argv[2])
+"""
+
+
+def in_processes(directory: pathlib.Path, *environments) -> list[tuple[int, str]]:
+    """Trains directory/config.json into directory/run, in one process for each environment.
+
+    Returns the exit codes and what was written to stderr.
+    """
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(directory / "config.json"), str(directory / "run")],
+            cwd=pathlib.Path(__file__).resolve().parents[2],
+            env=os.environ | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for environment in environments
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in begun]
+    return [(process.returncode, error) for process, error in zip(begun, errors, strict=True)]
+
+
+def two_processes() -> list[dict[str, str]]:
+    """The environments of two processes that are one run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return [common | {"JAX_PROCESS_ID": str(index)} for index in range(2)]

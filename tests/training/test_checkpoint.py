@@ -4,6 +4,8 @@ import json
 import pathlib
 import shutil
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +97,38 @@ def test_keeps_the_latest_and_the_chosen(tmp_path):
     assert sorted(int(p.name) for p in folder.iterdir()) == [3, 6, 7]
 
 
+def test_the_best_stays_besides_the_latest(tmp_path):
+    store = open_store(tmp_path, keep=1, best="loss", best_mode="min")
+    for step, score in enumerate([5.0, 3.0, 4.0, 3.0, 9.0], start=1):
+        store.save(step, items(step))
+        store.scores[step] = score
+    store.close()
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 5]
+
+
+@hypothesis.given(
+    steps=st.sets(st.integers(1, 60), min_size=1),
+    scores=st.dictionaries(st.integers(1, 60), st.sampled_from([0.1, 0.2, 0.3])),
+    every=st.integers(0, 7),
+    keep=st.integers(1, 3),
+    keep_every=st.sampled_from([None, 4, 9]),
+    mode=st.sampled_from(["max", "min"]),
+)
+def test_what_is_kept_does_not_depend_on_when_it_was_asked(
+    steps, scores, every, keep, keep_every, mode
+):
+    """Step by step, each score known after its save, or all at once."""
+    policy = checkpoint.Checkpoints(every, keep, keep_every, "metric", mode)
+    alive: set[int] = set()
+    for step in sorted(steps):
+        known = {at: score for at, score in scores.items() if at < step}
+        alive = policy.kept(alive | {step}, known)
+    assert policy.kept(alive, scores) == policy.kept(steps, scores)
+    assert max(steps) in alive
+    due = [step for step in sorted(steps) if policy.due(step)]
+    assert set(due[-keep:]) <= alive, "whatever was saved off the schedule"
+
+
 def test_a_saved_buffer_may_be_overwritten_at_once(tmp_path):
     double = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree), donate_argnums=0)
     store, state = open_store(tmp_path, keep=9), items(0)
@@ -153,6 +187,31 @@ def test_every_bit_of_an_array_is_watched(tmp_path):
         fell_back += same(found, items(1))
         assert same(found, items(1)) or same(found, items(2)), place  # 2: an unused bit
     assert fell_back >= 6
+
+
+def test_a_manifest_that_was_changed_is_damaged_not_of_another_model(tmp_path):
+    folder = saved(tmp_path)
+    file = folder / "2" / "files" / checkpoint.MANIFEST
+    assert '"dtype": "float32"' in file.read_text()
+    file.write_text(file.read_text().replace('"dtype": "float32"', '"dtype": "float31"', 1))
+    assert same(restored(tmp_path), items(1))
+
+
+def test_going_back_takes_the_schedule_and_deletes_what_came_after(tmp_path):
+    saved(tmp_path, steps=(3, 4, 6, 7, 8), every=3)
+    store = open_store(tmp_path, every=3)
+    assert same(store.rewind(8, shapes(items(0))), items(6))
+    assert store.steps() == [3, 6]
+    assert same(store.rewind(6, shapes(items(0))), items(3))
+    assert store.rewind(3, shapes(items(0))) is None and store.steps() == []
+    store.close()
+
+
+def test_going_back_after_the_schedule_was_changed_does_not_go_far(tmp_path):
+    saved(tmp_path, steps=(30, 40, 50), every=10, keep=3)
+    store = open_store(tmp_path, every=15)
+    assert same(store.rewind(55, shapes(items(0))), items(50))
+    store.close()
 
 
 def test_a_refused_step_is_reported_and_written_anew(tmp_path, caplog):
@@ -263,6 +322,6 @@ def test_a_config_of_another_origin_is_not_trusted(tmp_path):
     (folder / checkpoint.CONFIG).write_text(text)
     manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
     manifest["files"][checkpoint.CONFIG] = checkpoint.hashlib.sha256(text.encode()).hexdigest()
-    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    (folder / checkpoint.MANIFEST).write_bytes(checkpoint.seal(manifest))
     with pytest.raises(UserError, match="trusted"):
         checkpoint.load_config(run)

@@ -102,6 +102,17 @@ def test_a_stopped_run_rolls_back_as_far_as_one_that_was_not(rolled_back, tmp_pa
     assert left.read_text() == right.read_text()
 
 
+def test_two_processes_go_back_together_and_name_the_records_of_both(rolled_back, tmp_path):
+    made = config(tmp_path, policy="rollback")
+    (tmp_path / "config.json").write_text(spec.to_json(made))
+    ended = runs.in_processes(tmp_path, *runs.two_processes())
+    assert [code for code, _ in ended] == [0, 0], ended
+    both, one = (runs.losses(folder / "run") for folder in (tmp_path, rolled_back))
+    np.testing.assert_allclose(both, one, rtol=2e-5)
+    [left], [right] = (runs.incidents(folder / "run") for folder in (tmp_path, rolled_back))
+    assert left["keys"] == right["keys"]
+
+
 def test_before_the_first_checkpoint_the_initial_state_is_gone_back_to(tmp_path):
     runs.train(config(tmp_path, poison=((2, "inf"),), policy="rollback"), tmp_path / "run")
     assert found(tmp_path) == by_hand(tmp_path, range(3, 3 + STEPS))

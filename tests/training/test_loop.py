@@ -1,14 +1,13 @@
 """Whole runs: interruption, devices, damaged data, divergence, evaluation, what is written."""
 
 import dataclasses
+import importlib
 import json
 import math
 import os
 import pathlib
 import signal
-import socket
-import subprocess
-import sys
+import time
 from typing import Any
 
 import jax
@@ -48,43 +47,40 @@ def test_sigterm_saves_and_the_continued_run_is_the_uninterrupted_one(whole, tmp
     assert runs.losses(tmp_path / "run") == runs.losses(whole)
 
 
-PROGRAM = """
-import pathlib, sys
-from big_mm import distributed, spec
-from big_mm.training import loop
-distributed.init()
-text = pathlib.Path(sys.argv[1]).read_text()
-loop.train(spec.from_json(text, trusted=("big_mm", "tests")), sys.argv[2])
-"""
-
-
-def in_processes(directory: pathlib.Path, *environments) -> list[tuple[int, str]]:
-    """Trains directory/config.json into directory/run, in one process for each environment.
-
-    Returns the exit codes and what was written to stderr.
-    """
-    begun = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(directory / "config.json"), str(directory / "run")],
-            cwd=ROOT,
-            env=os.environ | environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for environment in environments
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in begun]
-    return [(process.returncode, error) for process, error in zip(begun, errors, strict=True)]
-
-
 def test_sigkill_while_saving_and_the_continued_run_is_the_uninterrupted_one(whole, tmp_path):
     fault = {"at": 4, "marker": str(tmp_path / "marker"), "signal": signal.SIGKILL}
     (tmp_path / "config.json").write_text(spec.to_json(runs.config(tmp_path, fault=fault)))
     # The save of step 4 has just begun: it may or may not have been committed.
-    [(code, error)] = in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "8"})
+    [(code, error)] = runs.in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "8"})
     assert code == -signal.SIGKILL, error
-    [(code, error)] = in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "8"})
+    [(code, error)] = runs.in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "8"})
     assert code == 0, error
+    assert runs.digests(tmp_path / "run") == runs.digests(whole)
+    assert runs.losses(tmp_path / "run") == runs.losses(whole)
+
+
+def test_killed_at_one_file_after_the_other_it_ends_as_if_it_never_was(
+    whole, tmp_path, monkeypatch
+):
+    """The index, a line of metrics, a commit, a deletion: SIGKILL comes just before each."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    chaos = importlib.import_module("chaos")
+    saving = spec.spec(checkpoint.Checkpoints, every=2, keep=1)  # so that some are deleted
+    made = runs.config(tmp_path, checkpoint=saving)
+    (tmp_path / "config.json").write_text(spec.to_json(made))
+    for index in tmp_path.glob(".*.index"):
+        index.unlink()
+    for kill in (
+        ["index build", 2, 0.0],
+        ["metrics.jsonl", 4, 0.0],
+        ["save commits", 6, 0.0],
+        ["deletion", 3, 0.0],
+        None,
+    ):
+        hook = {"events": chaos.EVENTS, "log": str(tmp_path / "log"), "kill": kill}
+        environment = {"PYTHONPATH": str(chaos.HOOK), "CHAOS": json.dumps(hook)}
+        [(code, error)] = runs.in_processes(tmp_path, environment | {"JAX_NUM_CPU_DEVICES": "8"})
+        assert code == (0 if kill is None else -signal.SIGKILL), (kill, error)
     assert runs.digests(tmp_path / "run") == runs.digests(whole)
     assert runs.losses(tmp_path / "run") == runs.losses(whole)
 
@@ -92,7 +88,7 @@ def test_sigkill_while_saving_and_the_continued_run_is_the_uninterrupted_one(who
 def test_one_device_gives_the_losses_of_eight(whole, tmp_path):
     assert jax.device_count() == 8
     (tmp_path / "config.json").write_text(spec.to_json(runs.config(tmp_path)))
-    [(code, error)] = in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "1"})
+    [(code, error)] = runs.in_processes(tmp_path, {"JAX_NUM_CPU_DEVICES": "1"})
     assert code == 0, error
     one, eight = (np.array(runs.losses(folder)) for folder in (tmp_path / "run", whole))
     np.testing.assert_allclose(one, eight, rtol=2e-5)
@@ -102,11 +98,7 @@ def test_two_processes_stop_together_and_one_continues(whole, tmp_path):
     fault = {"at": 2, "marker": str(tmp_path / "marker"), "signal": signal.SIGTERM}
     made = runs.config(tmp_path, fault=fault)
     (tmp_path / "config.json").write_text(spec.to_json(made))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    ended = in_processes(tmp_path, *(common | {"JAX_PROCESS_ID": str(i)} for i in range(2)))
+    ended = runs.in_processes(tmp_path, *runs.two_processes())
     assert [code for code, _ in ended] == [0, 0], ended
     runs.train(made, tmp_path / "run")
     np.testing.assert_allclose(runs.losses(tmp_path / "run"), runs.losses(whole), rtol=2e-5)
@@ -213,6 +205,51 @@ def test_an_evaluation_that_died_is_made_up_for(tmp_path, step):
     lines = writers.read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert [line["step"] for line in lines if "probe/sum" in line] == [2, 4, 6]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored(evaluators.Evaluator):
+    """A metric that is best at step 4; before it says so at step 6, SIGTERM comes, once."""
+
+    marker: str
+
+    def run(self, predictor: Any, step: int) -> dict[str, float]:
+        marker = pathlib.Path(self.marker)
+        if step == 6 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        return {"score": -abs(step - 4.0)}
+
+
+def test_sigterm_does_not_wait_for_an_evaluation_and_the_best_checkpoint_stays(tmp_path):
+    marker, saving = str(tmp_path / "marker"), {"every": 3, "keep": 1, "best": "scored/score"}
+    made = runs.config(
+        tmp_path,
+        steps=8,
+        evaluators={"scored": spec.spec(Scored, marker=marker)},
+        eval_every=2,
+        checkpoint=spec.spec(checkpoint.Checkpoints, **saving),
+    )
+    begun = time.monotonic()
+    assert runs.train(made, tmp_path / "run") is None
+    assert time.monotonic() - begun < 50
+    assert checkpoint.find_checkpoint(tmp_path / "run").name == "6"
+    # The scores of before are read from metrics.jsonl, or step 4 would not be known as the best.
+    assert runs.train(made, tmp_path / "run") == {"scored/score": -4.0}
+    steps = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert steps == [4, 6, 8], "the best, the last that was due, the newest"
+    scores = [line.get("scored/score") for line in writers.read_metrics(tmp_path / "run")]
+    assert scores == [None, -2.0, None, 0.0, None, -2.0, None, -4.0]
+
+
+def test_the_best_of_an_unknown_metric_is_refused(tmp_path):
+    saving = spec.spec(checkpoint.Checkpoints, best="retrival/r@1")
+    with pytest.raises(UserError, match="'retrival/r@1' must be EVALUATOR/METRIC.*scored"):
+        scored = spec.spec(Scored, marker="")
+        spec.build(
+            runs.config(tmp_path, evaluators={"scored": scored}, eval_every=2, checkpoint=saving)
+        )
 
 
 def test_a_profile_is_traced_on_request(tmp_path):
