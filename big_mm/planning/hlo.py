@@ -187,7 +187,7 @@ class Module:
         inside = set()
         for instruction in self.instructions():
             for kind, names in instruction.called.items():
-                if kind == "to_apply" or (kind == "calls" and instruction.opcode != "call"):
+                if kind in ("calls", "to_apply") and instruction.opcode != "call":
                     inside.update(names)
         return frozenset(inside)
 
@@ -267,11 +267,13 @@ def _split(text: str) -> Iterator[tuple[str, bool, list[str]]]:
         if line.endswith("{") and not line.startswith(" ") and "HloModule" not in line:
             head = re.match(r"(ENTRY )?%?([\w.\-]+)", line)
             entry, name, lines = bool(head[1]), head[2], []
-        elif line.startswith("}") and name:
+        elif line == "}" and name:
             yield name, entry, lines
             name = ""
-        elif name:
+        elif name and line.startswith(" "):
             lines.append(line)
+        elif name and lines:  # a kernel's metadata may hold line breaks
+            lines[-1] += line
 
 
 def _parse(line: str) -> Instruction | None:
