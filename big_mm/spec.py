@@ -32,6 +32,12 @@ class UserError(ValueError):
     """Something the user can correct; entry points print it as one line and exit with status 2."""
 
 
+def choose(kind: str, name: str, options: Iterable[str]) -> None:
+    """Raises UserError, listing the options, unless `name` is among them."""
+    if name not in options:
+        raise UserError(f"{kind}={name!r} is none of {', '.join(options)}")
+
+
 def spec(component: Callable[..., Any], /, **kwargs: Any) -> ml_collections.ConfigDict:
     """Names a component (a class or a function) and its keyword arguments.
 

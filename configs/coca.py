@@ -6,7 +6,8 @@
 
 Sizes: base (387 M parameters), large (795 M), giant (2.2 B). Needs TFRecords with an encoded image
 and captions, and a SentencePiece model of 64,000 pieces (python -m big_mm.data.tokenizers). The
-paper's run is 65,536 pairs a step on 2,048 TPU v4 for five days (giant).
+paper's run is 65,536 pairs a step on 2,048 TPU v4 for five days (giant). As it stands here, each
+size fits 256 TPU v5e; docs/planning.md has the plans, and better ones where there is more memory.
 """
 
 from big_mm.data.contract import Contract
@@ -46,7 +47,7 @@ def get_config(arg="base"):
             ),
             losses={
                 "contrastive": spec(contrastive.Softmax),
-                "captioning": spec(captioning.CrossEntropy),
+                "captioning": spec(captioning.CrossEntropy, chunks=8),
             },
             weights={"contrastive": 1.0, "captioning": 2.0},
         ),

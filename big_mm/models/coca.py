@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Num, Shaped
 
+from big_mm.models.attention import Mask
 from big_mm.models.heads import CaptionHead, Temperature, caption_outputs, unit
-from big_mm.models.layers import Mask, Transformer, choose
+from big_mm.models.layers import Transformer, rematerialised
 from big_mm.models.pooling import AttentionalPooler
 from big_mm.models.text import TextTransformer, cache_mask, causal_mask, legacy_cls_mask
 from big_mm.models.vision import VisionTransformer
-from big_mm.spec import UserError
+from big_mm.spec import UserError, choose
 from big_mm.types import Batch, Outputs
 
 POOLING = ("cascade", "parallel")
@@ -179,7 +180,7 @@ class CoCa(nn.Module):
 
     def _pooler(self, queries: int) -> AttentionalPooler:
         decoder = self.decoder
-        return AttentionalPooler(
+        return rematerialised(AttentionalPooler, decoder.remat)(
             queries,
             decoder.width,
             self.pooler_heads or decoder.heads,

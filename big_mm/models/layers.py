@@ -10,55 +10,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
 
 from big_mm import mesh
-from big_mm.spec import UserError
+from big_mm.models.attention import IMPLEMENTATIONS, Mask, attention
+from big_mm.spec import UserError, choose
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
     "gelu_exact": functools.partial(nn.gelu, approximate=False),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
+# What a rematerialisation policy can keep by name: queries, keys and values; attention before and
+# after its output projection; the MLP's hidden units before their activation.
+QKV, CONTEXT, ATTENDED, HIDDEN = "qkv", "context", "attended", "hidden"
+_keep = jax.checkpoint_policies.save_only_these_names
 # What the forward pass of a layer keeps for its backward pass; the rest is computed again.
 REMAT: dict[str, Callable[..., bool] | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": _keep(QKV, CONTEXT, ATTENDED),
+    "context": _keep(CONTEXT),
+    "hidden": _keep(HIDDEN),
 }
-ATTENTION = ("einsum", "xla", "cudnn")
-
-Mask = Bool[Array, "#batch #heads #target #source"]
-
-
-def choose(kind: str, name: str, options: Any) -> None:
-    """Raises UserError, listing the options, unless `name` is among them."""
-    if name not in options:
-        raise UserError(f"{kind}={name!r} is none of {', '.join(options)}")
-
-
-def attention(
-    query: Float[Array, "batch target heads dim"],
-    key: Float[Array, "batch source heads dim"],
-    value: Float[Array, "batch source heads dim"],
-    mask: Mask | None = None,
-    implementation: str = "einsum",
-) -> Float[Array, "batch target heads dim"]:
-    """Scaled dot-product attention; `mask` is true where a target may see a source.
-
-    A target that may see nothing gets the mean of all values, not NaN.
-    """
-    if implementation != "einsum":
-        return jax.nn.dot_product_attention(
-            query, key, value, mask=mask, implementation=implementation
-        )
-    query = query * query.shape[-1] ** -0.5
-    scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
-    if mask is not None:
-        scores = jnp.where(mask, scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhts,bshd->bthd", weights, value)
 
 
 def scaled_normal(scale: float = 1.0) -> nn.initializers.Initializer:
@@ -80,7 +57,7 @@ class Attention(nn.Module):
     use_bias: bool = True
     out_scale: float = 1.0
     dtype: str = "float32"
-    implementation: str = "einsum"
+    implementation: str = "xla"
 
     @nn.compact
     def __call__(
@@ -101,24 +78,24 @@ class Attention(nn.Module):
             nn.DenseGeneral, use_bias=self.use_bias, dtype=self.dtype, kernel_init=scaled_normal()
         )
         if context is None and (past is None or index is not None):
-            qkv = project((3, *heads), name="qkv")(x)
+            qkv = checkpoint_name(project((3, *heads), name="qkv")(x), QKV)
             query, key, value = (qkv[:, :, i] for i in range(3))
             if past is not None:
                 write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
                 key = write(past["key"], key, index)
                 value = write(past["value"], value, index)
         else:
-            query = project(heads, name="query")(x)
+            query = checkpoint_name(project(heads, name="query")(x), QKV)
             if context is not None:
-                kv = project((2, *heads), name="kv")(context)
+                kv = checkpoint_name(project((2, *heads), name="kv")(context), QKV)
                 key, value = kv[:, :, 0], kv[:, :, 1]
             else:
                 key, value = past["key"], past["value"]
-        out = attention(query, key, value, mask, self.implementation)
+        context = attention(query, key, value, mask, self.implementation)
         out = project(
             self.width, axis=(-2, -1), kernel_init=scaled_normal(self.out_scale), name="out"
-        )(out)
-        return out, {"key": key, "value": value}
+        )(checkpoint_name(context, CONTEXT))
+        return checkpoint_name(out, ATTENDED), {"key": key, "value": value}
 
 
 class Mlp(nn.Module):
@@ -135,6 +112,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
         dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
         x = dense(self.hidden, kernel_init=scaled_normal(), name="up")(x)
+        x = checkpoint_name(x, HIDDEN)
         x = ACTIVATIONS[self.activation](x)
         return dense(self.width, kernel_init=scaled_normal(self.out_scale), name="down")(x)
 
@@ -204,6 +182,13 @@ class Block(nn.Module):
         return x, new
 
 
+def rematerialised(module: Any, policy: str, prevent_cse: bool = True) -> Any:
+    """The module class, keeping for its backward pass what a policy of REMAT says."""
+    if policy == "none":
+        return module
+    return nn.remat(module, prevent_cse=prevent_cse, policy=REMAT[policy])
+
+
 class Transformer(nn.Module):
     """A scanned stack of blocks: parameters and caches are [depth, ...].
 
@@ -216,9 +201,11 @@ class Transformer(nn.Module):
       dropout: on the output of each residual branch while training.
       dtype: of the compute; parameters are float32.
       remat: what the forward pass keeps: "none" remat keeps everything, "dots" the matmuls,
-        "dots_no_batch" those with weights, "full" remat only the input of each block.
+        "dots_no_batch" those with weights, "attention" all of attention but its scores, "context"
+        attention before its output projection, "hidden" the MLP's hidden units, "full" remat only
+        the input of each block.
       unroll: blocks per iteration of the scan: more is faster to run and slower to compile.
-      implementation: of attention: "einsum", or JAX's "xla" and "cudnn".
+      implementation: of attention, see `models.attention`.
     """
 
     width: int
@@ -235,14 +222,14 @@ class Transformer(nn.Module):
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
-    implementation: str = "einsum"
+    implementation: str = "xla"
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise UserError(f"width={self.width} is not a multiple of heads={self.heads}")
         choose("remat", self.remat, REMAT)
         choose("activation", self.activation, ACTIVATIONS)
-        choose("implementation", self.implementation, ATTENTION)
+        choose("implementation", self.implementation, IMPLEMENTATIONS)
         super().__post_init__()
 
     @nn.compact
@@ -273,10 +260,8 @@ class Transformer(nn.Module):
         return x
 
     def _stack(self, train: bool) -> nn.Module:
-        block = Block
-        if self.remat != "none":
-            # Inside a loop nothing can be merged across the barrier, which would only cost time.
-            block = nn.remat(block, prevent_cse=self.unroll > 1, policy=REMAT[self.remat])
+        # Inside a loop nothing can be merged across the barrier, which would only cost time.
+        block = rematerialised(Block, self.remat, prevent_cse=self.unroll > 1)
         scanned = nn.scan(
             block,
             variable_axes={"params": 0, "intermediates": 0},

@@ -28,7 +28,7 @@ class AttentionalPooler(nn.Module):
     use_bias: bool = True
     norm_eps: float = 1e-6
     dtype: str = "float32"
-    implementation: str = "einsum"
+    implementation: str = "xla"
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

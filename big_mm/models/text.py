@@ -10,8 +10,9 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from big_mm import mesh
-from big_mm.models.layers import Mask, Transformer, choose
-from big_mm.spec import UserError
+from big_mm.models.attention import Mask
+from big_mm.models.layers import Transformer
+from big_mm.spec import UserError, choose
 
 POOLS = ("none", "cls", "eos", "last", "mean")
 

@@ -6,9 +6,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Num
 
 from big_mm import mesh
-from big_mm.models.layers import Transformer, choose, scaled_normal
+from big_mm.models.layers import Transformer, rematerialised, scaled_normal
 from big_mm.models.pooling import AttentionalPooler
-from big_mm.spec import UserError
+from big_mm.spec import UserError, choose
 
 POSITIONS = ("learned", "sincos2d")
 POOLS = ("none", "gap", "cls", "map")
@@ -124,7 +124,7 @@ class VisionTransformer(nn.Module):
         if self.pool == "gap":
             return x[:, int(has_cls) :].mean(axis=1)
         blocks = self.blocks
-        return AttentionalPooler(
+        return rematerialised(AttentionalPooler, blocks.remat)(
             queries=1,
             width=blocks.width,
             heads=blocks.heads,

@@ -23,8 +23,9 @@ import jax
 from jax.experimental import topologies
 
 from big_mm import mesh as mesh_lib
-from big_mm.planning import hlo
+from big_mm.planning import collectives, hlo, traffic
 from big_mm.planning.chips import Topology
+from big_mm.planning.collectives import Collective
 from big_mm.spec import UserError
 from big_mm.training.run import Prepared
 from big_mm.training.workdir import private_cache
@@ -49,7 +50,7 @@ class Compiled:
       refusal: why it does not fit; empty if it does.
       peak_bytes: of HBM, as the compiler schedules it; 0 where it does not fit.
       argument_bytes, code_bytes: of these, what is there all the time.
-      hbm_bytes: read and written in a step (`hlo.Module.hbm_bytes`).
+      hbm_bytes: read and written in a step (`traffic.hbm_bytes`).
       cycles: its own estimate of a step, without communication; only with the default effort.
       collectives: of a step.
       costliest: (cycles, runs, instruction, place in the program) of the slowest instructions.
@@ -62,7 +63,7 @@ class Compiled:
     code_bytes: int = 0
     hbm_bytes: int = 0
     cycles: int = 0
-    collectives: tuple[hlo.Collective, ...] = ()
+    collectives: tuple[Collective, ...] = ()
     costliest: tuple[tuple[int, int, str, str], ...] = ()
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -158,9 +159,9 @@ def _compile(lowered: Any, effort: str, keep: pathlib.Path | None) -> Compiled:
         peak_bytes=memory.peak_memory_in_bytes,
         argument_bytes=memory.argument_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
-        hbm_bytes=module.hbm_bytes(),
+        hbm_bytes=traffic.hbm_bytes(module),
         cycles=module.cycles() if effort == "default" else 0,
-        collectives=tuple(module.collectives()),
+        collectives=tuple(collectives.collectives(module)),
         costliest=tuple(
             (cycles, runs, instruction.name, instruction.op_name)
             for cycles, runs, instruction in (module.costliest(20) if effort == "default" else ())
@@ -184,7 +185,7 @@ def to_json(compiled: Compiled) -> dict[str, Any]:
 def from_json(data: dict[str, Any]) -> Compiled:
     """The inverse of `to_json`."""
     collectives = tuple(
-        hlo.Collective(**{**one, "devices": tuple(one["devices"])}) for one in data["collectives"]
+        Collective(**{**one, "devices": tuple(one["devices"])}) for one in data["collectives"]
     )
     costliest = tuple(tuple(row) for row in data["costliest"])
     return Compiled(**{**data, "collectives": collectives, "costliest": costliest})
@@ -212,7 +213,7 @@ def _cache_file(lowered: Any, topology: Topology, effort: str) -> pathlib.Path |
     folder = private_cache("plans")
     if folder is None:
         return None
-    reader = inspect.getsource(hlo) + inspect.getsource(_compile)
+    reader = "".join(map(inspect.getsource, (hlo, collectives, traffic, _compile)))
     parts = (lowered.as_text(), topology.name, effort, json.dumps(versions()), reader)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return folder / f"{digest}.json"

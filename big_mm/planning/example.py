@@ -1,5 +1,6 @@
 """A run's batch without the run's data: what `plan` knows of shapes before any file is there."""
 
+import copy
 import dataclasses
 import io
 from collections.abc import Iterable, Sequence
@@ -62,7 +63,7 @@ class AnyRecord:
 
 def build(config: ml_collections.ConfigDict) -> Run:
     """The run of a config, without what needs its files: evaluators, tokenizer, `init_from`."""
-    config = ml_collections.ConfigDict(config)
+    config = copy.deepcopy(config)
     with config.unlocked(), config.ignore_type():
         config.evaluators = {}
         config.init_from = None

@@ -90,7 +90,9 @@ def lay_out(
 def refused(config: ml_collections.ConfigDict, topology: Topology, settings: Any, why: str) -> Plan:
     """The plan of a run that cannot be laid out or whose state alone is too large."""
     sizes = {axis: config.mesh.get(axis, 1) for axis in ("data", "fsdp", "tensor")}
-    return _plan(topology, sizes, settings, config.batch_size, "", Compiled(refusal=why), {}, 0, 0)
+    return _plan(
+        topology, sizes, settings, config.batch_size, "", Compiled(refusal=why), {}, 0.0, 0.0
+    )
 
 
 def make(
@@ -114,7 +116,9 @@ def make(
     size = prepared.run.batch_size
     if sum(memory.values()) > topology.chip.hbm:
         why = f"the state and the batch alone take {sum(memory.values()) / 2**30:.2f} GiB"
-        return _plan(topology, mesh, settings, size, effort, Compiled(refusal=why), memory, 0, 0)
+        return _plan(
+            topology, mesh, settings, size, effort, Compiled(refusal=why), memory, 0.0, 0.0
+        )
     params = prepared.state.params
     needed = flops.model_flops(prepared.run.objective, params, runs.inputs(prepared.batch)) / chips
     update = prepared.update.__wrapped__

@@ -1,5 +1,6 @@
 """The points of a sweep: configs that differ in mesh, rematerialisation and microbatches."""
 
+import copy
 import inspect
 import itertools
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def points(
         choices.append([("accumulate", n) for n in counts])
     for combination in itertools.product(*choices):
         settings = dict(combination)
-        point = ml_collections.ConfigDict(config)
+        point = copy.deepcopy(config)
         with point.unlocked(), point.ignore_type():
             if "mesh" in settings:
                 point.mesh.update(settings.pop("mesh"))
