@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Bool, PyTree
 
+from big_mm import mesh as mesh_lib
 from big_mm.spec import UserError
 
 EXCHANGES = ("gather", "ring")
@@ -34,8 +35,8 @@ class Layout:
     Attributes:
       exchange: "gather" or "ring".
       tile: the most rows of either side in one tile; 0 for all that a device holds of it.
-      mesh: its devices share the rows, those of its axis `tensor` too, who hold the same rows
-        otherwise; None for one device.
+      mesh: rows are split over its batch axes, and the same on all devices along others; None for
+        one device.
     """
 
     exchange: str
@@ -51,12 +52,12 @@ class Layout:
     @property
     def axes(self) -> tuple[str, ...]:
         """The mesh axes that rows are split over."""
-        return self.mesh.axis_names if self.mesh else ()
+        return mesh_lib.BATCH_AXES if self.mesh else ()
 
     @property
     def devices(self) -> int:
         """The number of pieces that rows are split into."""
-        return self.mesh.size if self.mesh else 1
+        return mesh_lib.batch_devices(self.mesh) if self.mesh else 1
 
 
 class Reduction(NamedTuple):
@@ -88,7 +89,7 @@ def over_pairs(
       left, right: arrays whose first axis is the rows; the devices divide their number.
     """
     body = functools.partial(_on_each_device, reduction, layout)
-    if layout.devices == 1:
+    if layout.mesh is None or layout.mesh.size == 1:
         return body(shared, left, right)
     whole, rows = PartitionSpec(), PartitionSpec(layout.axes)
     return jax.shard_map(
