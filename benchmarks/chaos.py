@@ -59,7 +59,7 @@ from big_mm.training.schedules import WarmupCosine
 # Low enough that some updates of the run are refused.
 SPIKE = 1.2
 HOOK = pathlib.Path(__file__).parent / "chaos_hook"
-IMAGE_SIZE, MAX_LEN, VOCABULARY, RECORDS, STEPS = 16, 12, 300, 96, 24
+IMAGE_SIZE, MAX_LEN, VOCABULARY, RECORDS, STEPS = 16, 12, 300, 96, 21
 VARIANTS = {
     "skip": spec(Guard, spike=SPIKE, warmup=4),
     "rollback": spec(Guard, policy="rollback", spike=SPIKE, warmup=4, max_rollbacks=1000),
