@@ -257,9 +257,9 @@ class Campaign:
         return Life(command, environment)
 
     def steps(self) -> set[int]:
-        folder = self.workdir / "checkpoints"
-        names = (p.name for p in folder.iterdir()) if folder.is_dir() else ()
-        return {int(name) for name in names if name.isdigit()}
+        """The committed steps; a folder whose deletion has begun is none."""
+        folders = (self.workdir / "checkpoints").glob("*/_CHECKPOINT_METADATA")
+        return {int(file.parent.name) for file in folders if file.parent.name.isdigit()}
 
     def account(self, life: Life, policy: Checkpoints) -> None:
         """Counts commits that are lost, after a life."""
