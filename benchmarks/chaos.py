@@ -59,7 +59,7 @@ from big_mm.training.schedules import WarmupCosine
 # Low enough that some updates of the run are refused.
 SPIKE = 1.2
 HOOK = pathlib.Path(__file__).parent / "chaos_hook"
-IMAGE_SIZE, MAX_LEN, VOCABULARY, RECORDS, STEPS = 16, 12, 300, 96, 24
+IMAGE_SIZE, MAX_LEN, VOCABULARY, RECORDS, STEPS = 16, 12, 300, 96, 21
 VARIANTS = {
     "skip": spec(Guard, spike=SPIKE, warmup=4),
     "rollback": spec(Guard, policy="rollback", spike=SPIKE, warmup=4, max_rollbacks=1000),
@@ -257,9 +257,9 @@ class Campaign:
         return Life(command, environment)
 
     def steps(self) -> set[int]:
-        folder = self.workdir / "checkpoints"
-        names = (p.name for p in folder.iterdir()) if folder.is_dir() else ()
-        return {int(name) for name in names if name.isdigit()}
+        """The committed steps; a folder whose deletion has begun is none."""
+        folders = (self.workdir / "checkpoints").glob("*/_CHECKPOINT_METADATA")
+        return {int(file.parent.name) for file in folders if file.parent.name.isdigit()}
 
     def account(self, life: Life, policy: Checkpoints) -> None:
         """Counts commits that are lost, after a life."""

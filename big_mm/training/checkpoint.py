@@ -119,6 +119,12 @@ class Store:
         """The committed steps, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def prune(self) -> None:
+        """Deletes what the policy does not keep; a run that was killed may not have come to it."""
+        steps = self.steps()
+        for step in set(steps) - self.policy.kept(steps, self.scores):
+            self._manager.delete(step)
+
     def best(self) -> int | None:
         """The saved step with the best score, if the policy asks for one."""
         steps = self.steps()

@@ -149,6 +149,8 @@ class Loop:
         start = self.saved = int(state.step)
         self.jumped = int(state.jumped)
         store.scores = writers.read_metric(folder, self.run.checkpoint.best, until=start)
+        if start == max(store.steps(), default=0):  # else what is older may still be needed
+            store.prune()
         primary = jax.process_index() == 0
         self.writer = writers.MetricsWriter(folder, start) if primary else None
         self.incidents = writers.IncidentLog(folder, position(state)) if primary else None

@@ -106,6 +106,16 @@ def test_the_best_stays_besides_the_latest(tmp_path):
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 5]
 
 
+def test_a_deletion_that_was_interrupted_is_made_up_for(tmp_path):
+    folder = saved(tmp_path, steps=(3, 6), every=3, keep=9)
+    shutil.rmtree(folder / "3" / "params")
+    shutil.copytree(folder / "6", folder / "5")
+    store = open_store(tmp_path, every=3, keep=1)
+    store.prune()
+    store.close()
+    assert [path.name for path in folder.iterdir()] == ["6"]
+
+
 @hypothesis.given(
     steps=st.sets(st.integers(1, 60), min_size=1),
     scores=st.dictionaries(st.integers(1, 60), st.sampled_from([0.1, 0.2, 0.3])),
