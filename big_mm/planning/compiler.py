@@ -198,11 +198,16 @@ def versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _effort(effort: str) -> Iterator[None]:
-    names = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort")
-    before = {name: getattr(jax.config, name) for name in names}
+    options = {
+        "jax_exec_time_optimization_effort": EFFORTS[effort],
+        "jax_memory_fitting_effort": EFFORTS[effort],
+        # JAX writes programs for chips that are not here to its cache, but cannot read them.
+        "jax_enable_compilation_cache": False,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
     try:
-        for name in names:
-            jax.config.update(name, EFFORTS[effort])
+        for name, value in options.items():
+            jax.config.update(name, value)
         yield
     finally:
         for name, value in before.items():

@@ -107,8 +107,8 @@ def analysis(found: Analysis, topology: Topology | None) -> list[Table | str]:
         f"{sum(row.flops for row in found.rows) / 1e15:.3f}",
         f"{sum(row.saved_bytes for row in found.rows) / 1e9:.2f}",
     )
-    where = topology.name if topology else "one chip"
-    lines = [f"memory of each chip of {where}, modelled; a compiler adds buffers and padding"]
+    where = f"each chip of {topology.name}" if topology else "one chip that holds everything"
+    lines = [f"memory of {where}, modelled; a compiler adds buffers and padding"]
     lines += [f"  {size / GIB:9.3f} GiB  {kind}" for kind, size in found.memory.items()]
     limit = f" of {topology.chip.hbm / GIB:.2f}" if topology else ""
     return [table, "\n".join([*lines, f"  {found.bytes / GIB:9.3f} GiB{limit} in all"])]
