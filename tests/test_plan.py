@@ -6,6 +6,7 @@ import pytest
 
 from big_mm import plan
 from big_mm.planning import compiler
+from tests.planning.test_analytic import fitting
 
 CONFIG = """
 from tests.planning.test_analytic import config
@@ -50,6 +51,20 @@ def test_analytic_needs_no_compiler(source, capsys, monkeypatch):
     assert {"image/blocks", "decoder", "losses"} <= {row["module"] for row in found["modules"]}
     assert plan.main(["--config", source, "--analytic"]) == 0
     assert "contrastive_pooler" in capsys.readouterr().out
+
+
+def test_ctrl_c_keeps_what_is_done(source, tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments):
+        yield fitting(1.0, 10)
+        raise KeyboardInterrupt
+
+    left = []
+    monkeypatch.setattr(plan, "compiled", interrupted)
+    monkeypatch.setattr(plan.os, "_exit", left.append)
+    file = tmp_path / "plans.json"
+    plan.main(["--config", source, "--topology", "v5e:4x4", "--json", str(file)])
+    assert left == [130] and len(json.loads(file.read_text())) == 1
+    assert "choose v5e:4x4" in capsys.readouterr().out
 
 
 @pytest.mark.tpu_compiler
