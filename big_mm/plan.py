@@ -26,6 +26,7 @@ import ml_collections
 import numpy as np
 
 from big_mm import spec
+from big_mm.mesh import MeshConfig
 from big_mm.planning import analytic, chips, compiler, example, plans, sweep, tables
 from big_mm.planning.chips import Topology
 from big_mm.planning.plans import Plan
@@ -131,8 +132,9 @@ def run_analytic(
     run = example.build(config)
     out = []
     for topology in slices or [None]:
-        count = topology.chips if topology else 1
-        found = analytic.analyse(run, *runs.shapes(run, batch, run.mesh.abstract(count)))
+        # Without a slice everything lies on one imaginary chip.
+        layout = run.mesh.abstract(topology.chips) if topology else MeshConfig().abstract(1)
+        found = analytic.analyse(run, *runs.shapes(run, batch, layout))
         rows = [dataclasses.asdict(row) for row in found.rows]
         name = topology.name if topology else None
         out.append({"topology": name, "modules": rows, "memory_bytes": found.memory})

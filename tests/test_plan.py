@@ -6,6 +6,7 @@ import pytest
 
 from big_mm import plan
 from big_mm.planning import compiler
+from tests.planning.test_analytic import fitting
 
 CONFIG = """
 from tests.planning.test_analytic import config
@@ -52,26 +53,40 @@ def test_analytic_needs_no_compiler(source, capsys, monkeypatch):
     assert "contrastive_pooler" in capsys.readouterr().out
 
 
+def test_ctrl_c_keeps_what_is_done(source, tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments):
+        yield fitting(1.0, 10)
+        raise KeyboardInterrupt
+
+    left = []
+    monkeypatch.setattr(plan, "compiled", interrupted)
+    monkeypatch.setattr(plan.os, "_exit", left.append)
+    file = tmp_path / "plans.json"
+    plan.main(["--config", source, "--topology", "v5e:4x4", "--json", str(file)])
+    assert left == [130] and len(json.loads(file.read_text())) == 1
+    assert "choose v5e:4x4" in capsys.readouterr().out
+
+
 @pytest.mark.tpu_compiler
 def test_plans(source, tmp_path, capsys):
-    """A plan that fits, one that cannot be laid out, and what the table and the JSON say."""
+    """What the table and the JSON say of the real update of a small model."""
     arguments = ["--config", source, "--topology", "v5e:2x2", "--sweep", "microbatch"]
-    small = ["--config.mesh.fsdp=4", "--config.batch_size=8"]
+    model = "--config.objective.model."
+    small = ["--config.mesh.fsdp=4", "--config.batch_size=4", f"{model}image.blocks.depth=2"]
     file, programs = tmp_path / "plans.json", tmp_path / "programs"
     more = ["--json", str(file), "--price", "1.5", "--hlo", str(programs)]
     assert plan.main([*arguments, *small, *more]) == 0
     out = capsys.readouterr().out
-    one, two = json.loads(file.read_text())
-    assert [p["settings"] for p in (one, two)] == [{"accumulate": 1}, {"accumulate": 2}]
-    for found in (one, two):
-        assert found["topology"] == "v5e:2x2" and found["fits"]
-        assert found["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
-        assert 0 < found["memory"]["parameters"] < found["peak_hbm_bytes"]
-        assert found["step_seconds_bound"] == max(found["seconds"].values())
-        assert 0 < found["mfu_bound"] <= 1 and found["dollars_per_million"] > 0
-        assert found["collective_bytes"] == sum(c["bytes"] for c in found["collectives"].values())
-        assert any(kind.startswith("all-gather@4") for kind in found["collectives"])
-    assert one["model_flops"] == two["model_flops"] < one["flops"] < two["flops"]
+    (found,) = json.loads(file.read_text())
+    assert found["settings"] == {"accumulate": 1}
+    assert found["topology"] == "v5e:2x2" and found["fits"]
+    assert found["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert 0 < found["memory"]["parameters"] < found["peak_hbm_bytes"]
+    assert found["step_seconds_bound"] == max(found["seconds"].values())
+    assert 0 < found["mfu_bound"] <= 1 and found["dollars_per_million"] > 0
+    assert found["collective_bytes"] == sum(c["bytes"] for c in found["collectives"].values())
+    assert any(kind.startswith("all-gather@4") for kind in found["collectives"])
+    assert found["model_flops"] < found["flops"] < 1.5 * found["model_flops"]  # remat=full
     assert "ENTRY" in (programs / "1.txt").read_text()
     assert "choose v5e:2x2 1x4x1" in out and "Nothing was executed" in out
 

@@ -42,7 +42,7 @@ class Chip:
 
 _MEGACORE = (("chip_config_name", "megacore"),)
 CHIPS = {
-    "v4": Chip(275e12, 31.75 * GIB, 1.23e12, 4.5e10, 1.05e9, 3, 4096, "v4", _MEGACORE),
+    "v4": Chip(275e12, 30.75 * GIB, 1.23e12, 4.5e10, 1.05e9, 3, 4096, "v4", _MEGACORE),
     "v5e": Chip(197e12, 15.75 * GIB, 8.2e11, 4.5e10, 1.5e9, 2, 256, "v5e"),
     "v5p": Chip(459e12, 95.74 * GIB, 2.765e12, 9e10, 1.75e9, 3, 6144, "v5", _MEGACORE),
     "v6e": Chip(918e12, 31.25 * GIB, 1.64e12, 9e10, 1.75e9, 2, 256, "v6e"),

@@ -121,13 +121,16 @@ def compile(
     if file is not None and file.exists() and keep is None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             return from_json(json.loads(file.read_text()))
-    with concurrent.futures.ThreadPoolExecutor(1) as pool, _effort(effort):
-        start = time.monotonic()
-        future = pool.submit(_compile, lowered, effort, keep)
-        while not future.done():
-            concurrent.futures.wait([future], timeout=1.0)
-            wait(time.monotonic() - start)
+    start, pool = time.monotonic(), concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        with _effort(effort):
+            future = pool.submit(_compile, lowered, effort, keep)
+            while not future.done():
+                concurrent.futures.wait([future], timeout=1.0)
+                wait(time.monotonic() - start)
         compiled = future.result()
+    finally:
+        pool.shutdown(wait=False)  # Ctrl-C does not wait for the compiler, which does not hear it
     if file is not None:
         temporary = file.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(to_json(compiled)))
@@ -198,11 +201,16 @@ def versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _effort(effort: str) -> Iterator[None]:
-    names = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort")
-    before = {name: getattr(jax.config, name) for name in names}
+    options = {
+        "jax_exec_time_optimization_effort": EFFORTS[effort],
+        "jax_memory_fitting_effort": EFFORTS[effort],
+        # JAX writes programs for chips that are not here to its cache, but cannot read them.
+        "jax_enable_compilation_cache": False,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
     try:
-        for name in names:
-            jax.config.update(name, EFFORTS[effort])
+        for name, value in options.items():
+            jax.config.update(name, value)
         yield
     finally:
         for name, value in before.items():

@@ -84,6 +84,7 @@ def lay_out(
       UserError: it cannot be laid out there: sizes that do not divide.
     """
     run = example.build(config)
+    runs.check_divisible(run, run.mesh.abstract(topology.chips))
     return runs.lay_out(run, dict(batch), run.mesh.make(compiler.devices(topology)))
 
 
@@ -226,18 +227,20 @@ def _plan(
 
 
 def best(plans: list[Plan]) -> Plan | None:
-    """The plan to choose: of those that fit, the one with the least chip time for a sample, by the
-    compiler's estimate where all have one, else by the bound; of equals (within 1 %) the one that
-    leaves most memory free.
+    """The plan to choose: of those that fit, the one with the least chip time for a sample (or the
+    least dollars, if all are priced), by the compiler's estimate where all have one, else by the
+    bound; of equals (within 1 %) the one that leaves most memory free.
     """
     fitting = [plan for plan in plans if plan.fits]
     if not fitting:
         return None
     by_estimate = all(plan.estimated_seconds for plan in fitting)
+    priced = all(plan.dollars_per_million for plan in fitting)
 
     def cost(plan: Plan) -> float:
-        seconds = plan.estimated_seconds if by_estimate else plan.step_seconds_bound
-        return seconds * plan.chips / plan.batch_size
+        bound = plan.step_seconds_bound
+        unit = plan.dollars_per_million if priced else bound * plan.chips / plan.batch_size
+        return unit * (plan.estimated_seconds / bound if by_estimate else 1.0)
 
     least = min(map(cost, fitting))
     near = [plan for plan in fitting if cost(plan) <= 1.01 * least]

@@ -71,16 +71,29 @@ def details(plan: Plan) -> str:
 
 
 def advice(plans: list[Plan]) -> str:
-    """Which plan to choose, and why."""
+    """Which plan to choose, and why: of each kind of chip, unless prices compare them."""
+    if not all(plan.dollars_per_million for plan in plans if plan.fits):
+        groups = dict.fromkeys(plan.topology for plan in plans)
+        parts = ([plan for plan in plans if plan.topology == name] for name in groups)
+        return "\n".join(map(_advice, parts))
+    return _advice(plans)
+
+
+def _advice(plans: list[Plan]) -> str:
     chosen = best(plans)
     if chosen is None:
-        return "no plan fits: take more chips, remat=full, microbatches, or a larger fsdp axis"
+        return (
+            f"no plan for {plans[0].topology} fits: take more chips, remat=full, microbatches, or "
+            "a larger fsdp axis"
+        )
     term = max(chosen.seconds, key=chosen.seconds.__getitem__)
     free = chosen.hbm_limit_bytes - chosen.peak_hbm_bytes
     images = chosen.batch_size / chosen.step_seconds_bound
-    by = "the compiler's cycles" if all(p.estimated_seconds for p in plans if p.fits) else "bound"
+    estimated = all(plan.estimated_seconds for plan in plans if plan.fits)
+    by = "the compiler's cycles" if estimated else "the bound"
+    unit = "dollars" if chosen.dollars_per_million else "chip time"
     return (
-        f"choose {chosen.label}: the least chip time for a sample by {by} "
+        f"choose {chosen.label}: the least {unit} for a sample by {by} "
         f"({sum(plan.fits for plan in plans)} of {len(plans)} plans fit). {term} limits it to "
         f"{images:,.0f} samples/s ({chosen.step_seconds_bound:.3f} s a step, MFU at most "
         f"{chosen.mfu_bound:.2f}); {free / GIB:.2f} GiB of HBM stay free."
@@ -107,8 +120,8 @@ def analysis(found: Analysis, topology: Topology | None) -> list[Table | str]:
         f"{sum(row.flops for row in found.rows) / 1e15:.3f}",
         f"{sum(row.saved_bytes for row in found.rows) / 1e9:.2f}",
     )
-    where = topology.name if topology else "one chip"
-    lines = [f"memory of each chip of {where}, modelled; a compiler adds buffers and padding"]
+    where = f"each chip of {topology.name}" if topology else "one chip that holds everything"
+    lines = [f"memory of {where}, modelled; a compiler adds buffers and padding"]
     lines += [f"  {size / GIB:9.3f} GiB  {kind}" for kind, size in found.memory.items()]
     limit = f" of {topology.chip.hbm / GIB:.2f}" if topology else ""
     return [table, "\n".join([*lines, f"  {found.bytes / GIB:9.3f} GiB{limit} in all"])]

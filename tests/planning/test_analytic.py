@@ -153,7 +153,7 @@ def fitting(seconds, peak, **changes):
 
 
 def test_the_plan_to_choose():
-    assert plans.best([plan()]) is None and "no plan fits" in tables.advice([plan()])
+    assert plans.best([plan()]) is None and "no plan for v5e:4x4 fits" in tables.advice([plan()])
     slow, fast, lean = fitting(2.0, 10), fitting(1.0, 10), fitting(1.001, 5)
     assert plans.best([plan(), slow, fast]) is fast
     assert plans.best([fast, lean, slow]) is lean  # as fast, and more memory stays free
@@ -161,7 +161,12 @@ def test_the_plan_to_choose():
     a = dataclasses.replace(slow, estimated_seconds=3.0)
     b = dataclasses.replace(fast, estimated_seconds=4.0)
     assert plans.best([a, b]) is a and plans.best([a, fast]) is fast
-    assert "choose v5e:4x4 1x16x1" in tables.advice([plan(), fast])
+    # Chips of different kinds are compared by price alone.
+    said = tables.advice([plan(), fast, plan(topology="v6e:4x4")]).splitlines()
+    assert "choose v5e:4x4 1x16x1" in said[0] and "no plan for v6e:4x4 fits" in said[1]
+    cheap = fitting(3.0, 10, topology="v6e:4x4", dollars_per_million=1.0)
+    dear = fitting(1.0, 10, dollars_per_million=2.0)
+    assert plans.best([cheap, dear]) is cheap and "choose v6e:4x4" in tables.advice([cheap, dear])
 
 
 def test_times_and_bounds_follow_from_the_peaks():
