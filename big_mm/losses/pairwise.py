@@ -72,7 +72,8 @@ class Pairs(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """The same of each row, reduced over its valid columns; or of each column.
+    """The same of each row, reduced over its valid columns; or of each column. Without meaning for
+    rows that are not valid.
 
     Attributes:
       best: the index of the largest logit, the first one if several are equal.
