@@ -59,7 +59,10 @@ class Layout:
         return f"{name}; restart as {self.then.name}" if self.then else name
 
 
-RING = (("objective.losses.contrastive.exchange", "ring"),)
+RING = (
+    ("objective.losses.contrastive.exchange", "ring"),
+    ("objective.losses.contrastive.tile", 5),
+)
 MICRO = (("accumulate", 4),)
 LAYOUTS = [
     Layout(),

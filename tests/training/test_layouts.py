@@ -12,6 +12,7 @@ from big_mm import mesh as mesh_lib
 from big_mm import spec, trees
 from big_mm.losses import captioning, contrastive
 from big_mm.mesh import MeshConfig
+from big_mm.objectives.base import Weighted
 from big_mm.training import loop, optimizer
 from big_mm.training import state as states
 from big_mm.training.run import lay_out
@@ -47,7 +48,7 @@ def directory(tmp_path_factory):
     return tmp_path_factory.mktemp("layouts")
 
 
-def curve(directory, model, layout, **options):
+def curve(directory, model, layout, terms=None, **options):
     """Losses of STEPS updates, the first gradient's norm, and the final state."""
     made = runs.config(
         directory / model,
@@ -56,7 +57,8 @@ def curve(directory, model, layout, **options):
         optimizer=spec.spec(optimizer.AdamW, learning_rate=3e-3, eps=1e-3),
         **options,
     )
-    made.objective.losses = TERMS[model]
+    losses = terms or TERMS[model]
+    made.objective = spec.spec(Weighted, model=made.objective.model, losses=losses)
     run = spec.build(made)
     mesh = MeshConfig(*layout).make(jax.devices()[: math.prod(layout)])
     example, batches = loop.open_data(run, 0)
@@ -100,8 +102,11 @@ def test_nor_does_it_for_a_dual_encoder(directory, one_device):
     check_equal(curve(directory, "siglip", (2, 2, 2)), one_device("siglip"))
 
 
-def test_nor_do_microbatches(directory, one_device):
-    check_equal(curve(directory, "coca", (1, 4, 2), accumulate=4), one_device("coca"))
+def test_nor_do_microbatches_and_a_ring(directory, one_device):
+    ring = TERMS["coca"]["contrastive"].copy_and_resolve_references()
+    ring.update({"exchange": "ring", "tile": 3})
+    terms = TERMS["coca"] | {"contrastive": ring}
+    check_equal(curve(directory, "coca", (1, 4, 2), terms, accumulate=4), one_device("coca"))
 
 
 @pytest.mark.parametrize("config", ["coca.py:giant", "clip.py", "siglip.py", "captioner.py"])
