@@ -41,6 +41,9 @@ $(INSTALLED): setup.cfg pyproject.toml | $(BIN)/python
 
 # ---- checks ------------------------------------------------------------------------------------
 
+# Tests of a file share what it sets up.
+override PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
+
 lint: $(INSTALLED) ## ruff: errors, import order, formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,11 +52,11 @@ format: $(INSTALLED) ## let ruff repair what lint reports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint ## lint, then the whole suite
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: lint ## lint, then the whole suite, on all cores
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-minimum: .venv-minimum/installed ## the suite on the oldest versions that setup.cfg allows
-	.venv-minimum/bin/python -m pytest $(PYTEST_ARGS)
+	.venv-minimum/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 .venv-minimum/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv --clear .venv-minimum

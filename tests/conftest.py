@@ -26,6 +26,7 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+from absl import logging  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jaxtyping.install_import_hook("big_mm", "beartype.beartype")
@@ -45,6 +46,14 @@ NEEDS = {
     "tpu_compiler": (lambda: importlib.util.find_spec("libtpu") is not None, "no libtpu"),
     "peer": (lambda: importlib.util.find_spec("torch") is not None, "no torch"),
 }
+
+
+@pytest.fixture(autouse=True)
+def verbosity():
+    """A program that a test runs in this process leaves the next one its warnings."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -106,7 +106,7 @@ def test_help_shows_how(capsys):
         ("--confg.steps=1", "unknown argument"),
         ("--config.batch_size=12", "batch_size=12 is not divisible by the 8 devices"),
         ("--config.batch_size=0", "batch_size=0 must be at least 1"),
-        ("--config.accumulate=2", "'contrastive'.*another loss"),
+        ("--config.accumulate=2", "has a `loss` of its own"),
         ("--config.data.sources.0.shards=nowhere/x*", "nowhere/x"),
         ("--config.contract.tokenizer.path=nowhere.model", "no tokenizer model at nowhere.model"),
         ("--config.objective.model.vocab_size=299", "vocabulary of 299.*tokenizer's 300"),
