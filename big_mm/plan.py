@@ -62,7 +62,7 @@ def compiled(
     arguments: argparse.Namespace,
 ) -> Iterator[Plan]:
     """One plan after the other, as they are done."""
-    compiler.require()
+    compiler.require(slices)
     costs = prices(arguments.price)
     batch = shapes(config, arguments.read_data)
     axes = list(filter(None, arguments.sweep.split(",")))
@@ -161,7 +161,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="--config.KEY=VALUE sets a key of the config, at any depth. Slices: "
-        + "; ".join(f"{name}, up to {chip.largest} chips" for name, chip in chips.CHIPS.items()),
+        + chips.extents(),
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="get_config(ARG)")

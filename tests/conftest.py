@@ -40,10 +40,15 @@ def _has_gpu() -> bool:
     return any(device.platform == "gpu" for device in jax.devices())
 
 
+def _has_cuda_plugin() -> bool:
+    return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+
+
 # marker: (is what it needs here, what is missing)
 NEEDS = {
     "gpu": (_has_gpu, "no NVIDIA GPU among JAX's devices"),
     "tpu_compiler": (lambda: importlib.util.find_spec("libtpu") is not None, "no libtpu"),
+    "cuda_compiler": (_has_cuda_plugin, "no CUDA plugin of JAX"),
     "peer": (lambda: importlib.util.find_spec("torch") is not None, "no torch"),
 }
 

@@ -36,7 +36,7 @@ def source(tmp_path, monkeypatch):
     ],
 )
 def test_bad_input_is_one_line(source, arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(compiler, "require", lambda: None)
+    monkeypatch.setattr(compiler, "require", lambda slices: None)
     assert plan.main(["--config", source, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1

@@ -42,7 +42,8 @@ class Collective:
 
 def collectives(module: Module) -> list[Collective]:
     """The module's communication. What the compiler has cut into fragments (of one channel) is
-    counted once, as often as its least frequent fragment runs: the others overlap other loops.
+    counted once, as often as its least frequent fragment runs: the others overlap other loops. The
+    GPU compiler cuts nothing, and gives everything the same channel.
     """
     found: dict[str, Collective] = {}
     for name, instructions in module.computations.items():
@@ -57,7 +58,8 @@ def collectives(module: Module) -> list[Collective]:
                     one, kind="reduce-scatter", sent=one.sent // 2, hbm=one.hbm // 2
                 )
             channel = re.search(r"channel_id=(\d+)", instruction.text)
-            key = f"{kind} {channel[1]}" if channel else instruction.name
+            cut = channel and module.platform == "tpu"
+            key = f"{kind} {channel[1]}" if cut else instruction.name
             if key not in found or one.runs < found[key].runs:
                 found[key] = one
     return list(found.values())
@@ -77,7 +79,7 @@ def _collective(
     sent = {"all-reduce": 2 * share * given, "collective-permute": given}.get(kind, share * size)
     arrays = [*instruction.shapes, *(shape for operand in operands for shape in operand.shapes)]
     hbm = sum(shape.hbm_bytes for shape in arrays)
-    if instruction.opcode.endswith("-start"):
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
         hbm -= sum(shape.hbm_bytes for operand in operands for shape in operand.shapes)
     return Collective(kind, count, devices, runs, int(sent), hbm, instruction.op_name)
 

@@ -1,4 +1,5 @@
-"""The real TPU compiler without a TPU: libtpu compiles for a topology that it is told.
+"""The real compilers without the hardware: `tpu` and `cuda` describe chips that are not here to
+them.
 
 A result is kept as JSON in the user's private cache, by the hash of all that it depends on (the
 program, the slice, the options, the versions): a program is compiled once.
@@ -16,29 +17,20 @@ import pathlib
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from big_mm import mesh as mesh_lib
-from big_mm.planning import collectives, hlo, traffic
-from big_mm.planning.chips import Topology
+from big_mm.planning import collectives, cuda, hlo, tpu, traffic
+from big_mm.planning.chips import GIB, Topology
 from big_mm.planning.collectives import Collective
-from big_mm.spec import UserError
 from big_mm.training.run import Prepared
 from big_mm.training.workdir import private_cache
 
-# No hardware is looked for, no log files are written, and two programs may compile at a time. An
-# accelerator type must be named for that; every topology can then be compiled for.
-_ENVIRONMENT = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_LOG_DIR": "disabled",
-}
+_BACKENDS = {"tpu": tpu, "cuda": cuda}
 EFFORTS = {"low": -1.0, "default": 0.0}
 
 
@@ -69,30 +61,20 @@ class Compiled:
     cpu_seconds: float = 0.0
 
 
-def require() -> None:
-    """Raises a UserError unless libtpu is installed."""
-    try:
-        importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(
-            "plans are compiled by the TPU compiler, which is not installed: pip install -e "
-            "'.[plan]' (700 MB, no TPU needed), or use --analytic, which needs no compiler"
-        ) from None
+def require(topologies: Sequence[Topology]) -> None:
+    """Raises a UserError unless the compilers of these slices are installed."""
+    for platform in dict.fromkeys(topology.platform for topology in topologies):
+        _BACKENDS[platform].require()
 
 
 def devices(topology: Topology) -> list[Any]:
     """The chips of a slice, as devices that programs can be compiled for."""
-    require()
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    extent = topology.name.partition(":")[2]
-    described = topologies.get_topology_desc(
-        f"{topology.chip.compiler}:{extent}", platform="tpu", **dict(topology.chip.options)
-    )
-    return list(described.devices)
+    require([topology])
+    with _effort("default"):
+        return _BACKENDS[topology.platform].devices(topology)
 
 
-def lower(prepared: Prepared) -> Any:
+def lower(prepared: Prepared, platform: str) -> Any:
     """The update of a run, lowered for the devices of its mesh."""
     sharding = mesh_lib.batch_sharding(prepared.mesh)
     batch = {
@@ -100,7 +82,7 @@ def lower(prepared: Prepared) -> Any:
         for key, leaf in prepared.batch.items()
     }
     traced = prepared.update.trace(prepared.state, batch)
-    return traced.lower(lowering_platforms=("tpu",))
+    return traced.lower(lowering_platforms=(platform,))
 
 
 def compile(
@@ -124,7 +106,7 @@ def compile(
     start, pool = time.monotonic(), concurrent.futures.ThreadPoolExecutor(1)
     try:
         with _effort(effort):
-            future = pool.submit(_compile, lowered, effort, keep)
+            future = pool.submit(_compile, lowered, topology, effort, keep)
             while not future.done():
                 concurrent.futures.wait([future], timeout=1.0)
                 wait(time.monotonic() - start)
@@ -138,11 +120,11 @@ def compile(
     return compiled
 
 
-def _compile(lowered: Any, effort: str, keep: pathlib.Path | None) -> Compiled:
+def _compile(lowered: Any, topology: Topology, effort: str, keep: pathlib.Path | None) -> Compiled:
     wall, cpu = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    refusal, executable = "", None
+    refusal, executable, backend = "", None, _BACKENDS[topology.platform]
     try:
-        executable = lowered.compile()
+        executable = lowered.compile(backend.OPTIONS)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -157,7 +139,10 @@ def _compile(lowered: Any, effort: str, keep: pathlib.Path | None) -> Compiled:
     if keep is not None:
         keep.parent.mkdir(parents=True, exist_ok=True)
         keep.write_text(text)
-    module = hlo.Module(text)
+    peak, limit = memory.peak_memory_in_bytes / GIB, topology.chip.hbm / GIB
+    if not backend.REFUSES and peak > limit:
+        return Compiled(refusal=f"the program takes {peak:.2f} GiB of {limit:.2f}", **taken)
+    module = hlo.Module(text, topology.platform)
     return Compiled(
         peak_bytes=memory.peak_memory_in_bytes,
         argument_bytes=memory.argument_size_in_bytes,
@@ -194,9 +179,9 @@ def from_json(data: dict[str, Any]) -> Compiled:
     return Compiled(**{**data, "collectives": collectives, "costliest": costliest})
 
 
-def versions() -> dict[str, str]:
+def versions(platform: str) -> dict[str, str]:
     """Of what the estimates depend on."""
-    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    return {"jax": importlib.metadata.version("jax"), **_BACKENDS[platform].versions()}
 
 
 @contextlib.contextmanager
@@ -211,10 +196,12 @@ def _effort(effort: str) -> Iterator[None]:
     try:
         for name, value in options.items():
             jax.config.update(name, value)
+        compilation_cache.reset_cache()  # whether it is used is asked once
         yield
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def _cache_file(lowered: Any, topology: Topology, effort: str) -> pathlib.Path | None:
@@ -222,6 +209,7 @@ def _cache_file(lowered: Any, topology: Topology, effort: str) -> pathlib.Path |
     if folder is None:
         return None
     reader = "".join(map(inspect.getsource, (hlo, collectives, traffic, _compile)))
-    parts = (lowered.as_text(), topology.name, effort, json.dumps(versions()), reader)
+    said = json.dumps(versions(topology.platform))
+    parts = (lowered.as_text(), repr(topology), effort, said, reader)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return folder / f"{digest}.json"

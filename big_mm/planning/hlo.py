@@ -95,9 +95,10 @@ class Instruction:
 
 
 class Module:
-    """A parsed module; see the functions' names."""
+    """A parsed module of the compiler of a platform; see the functions' names."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, platform: str = "tpu"):
+        self.platform = platform
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = ""
         for name, is_entry, lines in _split(text):

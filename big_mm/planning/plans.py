@@ -113,6 +113,8 @@ def make(
       keep, wait: as of `compiler.compile`.
     """
     chips, mesh = topology.chips, dict(prepared.mesh.shape)
+    if topology.platform == "cuda":
+        effort = "default"  # that compiler has no other
     memory = held(prepared.state, prepared.batch, mesh_lib.batch_devices(prepared.mesh))
     size = prepared.run.batch_size
     if sum(memory.values()) > topology.chip.hbm:
@@ -124,7 +126,8 @@ def make(
     needed = flops.model_flops(prepared.run.objective, params, runs.inputs(prepared.batch)) / chips
     update = prepared.update.__wrapped__
     executed = flops.executed_flops(update, prepared.state, prepared.batch)
-    compiled = compiler.compile(compiler.lower(prepared), topology, effort, keep, wait)
+    lowered = compiler.lower(prepared, topology.platform)
+    compiled = compiler.compile(lowered, topology, effort, keep, wait)
     if not compiled.refusal:
         held_bytes = compiled.argument_bytes + compiled.code_bytes
         memory["program"] = compiled.code_bytes

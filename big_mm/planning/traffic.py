@@ -28,6 +28,8 @@ def _traffic(module: Module, instruction: Instruction, inside: dict[str, Instruc
     operands = [inside[name] for name in instruction.operands if name in inside]
     read = [sum(shape.hbm_bytes for shape in operand.shapes) for operand in operands]
     shapes = list(instruction.shapes)
+    if 'custom_call_target="__cu' in instruction.text and len(shapes) > 1:
+        shapes.pop()  # cuBLAS and cuDNN: room to work in, which they need not use
     if opcode != instruction.opcode:  # the result holds the operands too
         for shape in (shape for operand in operands for shape in operand.shapes):
             shapes.remove(shape) if shape in shapes else None
