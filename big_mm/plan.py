@@ -3,13 +3,14 @@
     python -m big_mm.plan --config configs/coca.py:giant --topology v5p:8x8x4 --topology v5e:16x16
     python -m big_mm.plan --config ... --topology v5e:16x16 --sweep mesh,remat --price v5e=1.20
     python -m big_mm.plan --config ... --topology v5e:16x16 --effort default   cycles as well
+    python -m big_mm.plan --config ... --topology h100:32x8 --topology h200:32x8   nodes x GPUs
     python -m big_mm.plan --config ... --topology v5e:16x16 --analytic         no compiler needed
 
 What is compiled is the update that training jits, with its shardings. For each plan: the memory of
 a chip by kind, operations, HBM traffic and collectives of a step, the time that each of these takes
 at the chip's peak, and the utilisation that this allows. A plan that does not fit is a result, not
-an error; the exit status is 0 if one fits. Needs libtpu (pip install -e '.[plan]'), not a TPU. A
-compilation takes 1 to 2 minutes of CPU for a large model, 3 to 8 with --effort default; results are
+an error; the exit status is 0 if one fits. Needs libtpu (pip install -e '.[plan]'), not a TPU, and
+for GPUs JAX's CUDA plugin ('.[plan-gpu]'), not a GPU. A compilation takes 1 to 2 minutes of CPU for a large model, 3 to 8 with --effort default; results are
 cached, and Ctrl-C shows what is done.
 """
 
@@ -166,7 +167,11 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="get_config(ARG)")
     parser.add_argument(
-        "--topology", action="append", default=[], metavar="CHIP:AxB[xC]", help="may be repeated"
+        "--topology",
+        action="append",
+        default=[],
+        metavar="CHIP:AxB[xC]",
+        help="may be repeated; GPUs: NODESxGPUS",
     )
     parser.add_argument(
         "--sweep", default="", metavar="AXIS,...", help=f"any of {', '.join(sweep.AXES)}"

@@ -208,7 +208,8 @@ def _cache_file(lowered: Any, topology: Topology, effort: str) -> pathlib.Path |
     folder = private_cache("plans")
     if folder is None:
         return None
-    reader = "".join(map(inspect.getsource, (hlo, collectives, traffic, _compile)))
+    sources = (hlo, collectives, traffic, _compile, _BACKENDS[topology.platform])
+    reader = "".join(map(inspect.getsource, sources))
     said = json.dumps(versions(topology.platform))
     parts = (lowered.as_text(), repr(topology), effort, said, reader)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()

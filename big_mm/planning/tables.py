@@ -12,7 +12,8 @@ LEGEND = """\
 compiled: fits, peak, HBM traffic, collectives, cycles; traced: operations; modelled from these and
 the vendor's peaks: times and bounds. Nothing was executed. MFU bound: the model's operations at the
 longest of the three times, which no run of that program can beat; at low effort its HBM traffic is
-high. Cycles: the compiler's own estimate (default effort only), without communication."""
+high. Cycles: the compiler's own estimate (default effort of TPUs only), without communication. ICI:
+the links between chips; of GPUs NVLink and the network."""
 COLUMNS = (
     "fits", "peak GiB", "of", "PFLOP", "model", "HBM GB", "ICI GB", "compute s", "HBM s", "ICI s",
     "MFU bound", "cycles s", "MFU",
