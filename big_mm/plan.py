@@ -10,8 +10,8 @@ What is compiled is the update that training jits, with its shardings. For each 
 a chip by kind, operations, HBM traffic and collectives of a step, the time that each of these takes
 at the chip's peak, and the utilisation that this allows. A plan that does not fit is a result, not
 an error; the exit status is 0 if one fits. Needs libtpu (pip install -e '.[plan]'), not a TPU, and
-for GPUs JAX's CUDA plugin ('.[plan-gpu]'), not a GPU. A compilation takes 1 to 2 minutes of CPU for a large model, 3 to 8 with --effort default; results are
-cached, and Ctrl-C shows what is done.
+for GPUs JAX's CUDA plugin ('.[plan-gpu]'), not a GPU. A compilation takes 1 to 2 minutes of CPU for
+a large model, 3 to 8 with --effort default; results are cached, and Ctrl-C shows what is done.
 """
 
 import argparse
