@@ -186,8 +186,9 @@ def parse(name: str) -> Topology:
     shape = tuple(int(size) for size in extent.split("x"))
     if isinstance(chip, GPU):
         if len(shape) != 2 or not shape[0] or shape[1] not in NODES:
+            counts = ", ".join(map(str, NODES))
             raise UserError(
-                f"{name} is no slice of {kind}: it is NODESxGPUS, with {NODES} GPUs of a node"
+                f"{name} is no slice of {kind}: it is nodes x GPUs of a node, and of these {counts}"
             )
         return Nodes(name, dataclasses.replace(chip, hbm=chip.memory * _share()), shape)
     if chip.torus == 2 and shape not in FLAT:

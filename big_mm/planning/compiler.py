@@ -43,7 +43,7 @@ class Compiled:
       peak_bytes: of HBM, as the compiler schedules it; 0 where it does not fit.
       argument_bytes, code_bytes: of these, what is there all the time.
       hbm_bytes: read and written in a step (`traffic.hbm_bytes`).
-      cycles: its own estimate of a step, without communication; only with the default effort.
+      cycles: its own estimate of a step, without communication; of TPUs, with the default effort.
       collectives: of a step.
       costliest: (cycles, runs, instruction, place in the program) of the slowest instructions.
       seconds, cpu_seconds: that the compilation took.

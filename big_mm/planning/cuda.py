@@ -7,6 +7,7 @@ compiler has no estimate of cycles, and does not refuse what does not fit.
 import contextlib
 import functools
 import importlib.metadata
+import os
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from big_mm.spec import UserError
 REFUSES = False  # what does not fit
 # Triton's products must be timed to find their tiles.
 OPTIONS = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": False}
+_LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 _INSTALL = "pip install -e '.[plan-gpu]' (700 MB, no GPU needed)"
 # A Hopper GPU as its driver describes it, in the form of stream_executor.GpuTargetConfigProto.
@@ -67,6 +69,8 @@ def devices(topology: Topology) -> list[Any]:
       UserError: CUDA's device library, which every program needs, is not there.
     """
     nodes, gpus = topology.shape
+    if os.environ.get(_LOG_LEVEL) == "1":  # JAX's default; that of a slow compilation is an error
+        os.environ[_LOG_LEVEL] = "3"
     _check_libraries(topology.chip)
     # Each node is a slice of JAX's, as it is where JAX runs on it.
     return _described(topology.chip, f"{nodes}x1x{gpus}")

@@ -26,9 +26,9 @@ class Plan:
 
     From the compiler: `fits`, `refusal`, `peak_hbm_bytes`, the "program" and "temporaries" of
     `memory`, `collectives`, `hbm_bytes` (counted in its program) and `estimated_seconds` (its own
-    cycles; None at low effort). From the trace: `flops`, `model_flops`. From shapes and shardings:
-    the rest of `memory`. Modelled, from these and the chip's peaks: `seconds`, `step_seconds_bound`
-    and `mfu_bound`, which no run can beat.
+    cycles; None at low effort and for GPUs). From the trace: `flops`, `model_flops`. From shapes
+    and shardings: the rest of `memory`. Modelled, from these and the chip's peaks: `seconds`,
+    `step_seconds_bound` and `mfu_bound`, which no run can beat.
 
     Attributes:
       settings: what a sweep has set.

@@ -19,7 +19,7 @@ def test_slices(name, count):
     [
         ("v9:2x2", "no chip 'v9'.* v4, v5e, v5p, v6e, h100, h200"),
         ("h100", "does not say its extent, as in h100:32x8"),
-        ("h100:32x16", "no slice of h100: it is NODESxGPUS"),
+        ("h100:32x16", "no slice of h100: it is nodes x GPUs of a node, and of these 1, 2, 4, 8"),
         ("h200:8", "does not say its extent, as in h200:32x8"),
         ("h100:0x8", "no slice of h100"),
         ("v5e", "does not say its extent, as in v5e:16x16"),
