@@ -60,6 +60,9 @@ def require() -> None:
             f"plans of GPUs are compiled by JAX's CUDA plugin, which is not installed: {_INSTALL}, "
             "or use --analytic, which needs no compiler"
         )
+    # Unless asked for: the plugin reads it once and calls a slow compilation an error.
+    if os.environ.get(_LOG_LEVEL) == "1":  # JAX's own default
+        os.environ[_LOG_LEVEL] = "3"
 
 
 def devices(topology: Topology) -> list[Any]:
@@ -69,8 +72,6 @@ def devices(topology: Topology) -> list[Any]:
       UserError: CUDA's device library, which every program needs, is not there.
     """
     nodes, gpus = topology.shape
-    if os.environ.get(_LOG_LEVEL) == "1":  # JAX's default; that of a slow compilation is an error
-        os.environ[_LOG_LEVEL] = "3"
     _check_libraries(topology.chip)
     # Each node is a slice of JAX's, as it is where JAX runs on it.
     return _described(topology.chip, f"{nodes}x1x{gpus}")
