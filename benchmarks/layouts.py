@@ -6,7 +6,7 @@
 Each layout is a run of `python -m big_mm.train` in its own processes with as many CPU devices as
 it needs; DATA is what `make quickstart` writes. The first layout, one device, is the reference. The
 figures are the largest relative difference of any logged loss and gradient norm, and the largest
-difference of any final parameter. `restart` layouts are stopped halfway and continued on another
+difference of any final parameter. `restart` layouts get SIGTERM halfway and continue on another
 number of devices and processes.
 """
 
@@ -16,11 +16,13 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -89,11 +91,13 @@ LAYOUTS = [
 ]
 
 
-def train(layout: Layout, arguments: argparse.Namespace, workdir: pathlib.Path, steps: int) -> None:
-    """Runs to `steps`; a schedule that depends on the run's length sees arguments.steps."""
+def train(
+    layout: Layout, arguments: argparse.Namespace, workdir: pathlib.Path, stop: bool = False
+) -> None:
+    """Runs to the end, or to a SIGTERM about halfway."""
     overrides = SIZES | dict(layout.options)
     overrides |= {f"mesh.{axis}": getattr(layout, axis) for axis in ("data", "fsdp", "tensor")}
-    overrides |= {"steps": steps, "log_every": 1, "batch_size": 32, "checkpoint.every": 0}
+    overrides |= {"steps": arguments.steps, "log_every": 1, "batch_size": 32, "checkpoint.every": 0}
     overrides |= {"evaluators": {}, "optimizer.schedule.warmup": 5, "data.cache": False}
     command = [
         sys.executable,
@@ -122,9 +126,24 @@ def train(layout: Layout, arguments: argparse.Namespace, workdir: pathlib.Path, 
             else subprocess.Popen(command, env=environment, stdout=log, stderr=log)
             for i in range(layout.processes)
         ]
-        if any([process.wait() for process in running]):
+        expected = 0
+        if stop:
+            expected = os.EX_TEMPFAIL
+            wait_for_step(workdir, arguments.steps // 2, running)
+            for process in running:
+                process.send_signal(signal.SIGTERM)
+        if any([process.wait() != expected for process in running]):
             log.seek(0)
             sys.exit(f"{layout.name} failed:\n{log.read()[-3000:]}")
+
+
+def wait_for_step(workdir: pathlib.Path, step: int, running: Sequence[subprocess.Popen]) -> None:
+    """Returns when metrics of that step are there, or when the processes have ended."""
+    metrics = workdir / writers.METRICS
+    while any(process.poll() is None for process in running):
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
+            return
+        time.sleep(0.01)
 
 
 def main() -> None:
@@ -145,10 +164,10 @@ def main() -> None:
                 continue
             begun, workdir = time.perf_counter(), pathlib.Path(folder) / str(number)
             if layout.then is None:
-                train(layout, arguments, workdir, arguments.steps)
+                train(layout, arguments, workdir)
             else:
-                train(layout, arguments, workdir, arguments.steps // 2)
-                train(layout.then, arguments, workdir, arguments.steps)
+                train(layout, arguments, workdir, stop=True)
+                train(layout.then, arguments, workdir)
             lines = writers.read_metrics(workdir)
             params = trees.flatten(checkpoint.load_params(workdir))
             found = {
