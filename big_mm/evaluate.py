@@ -22,7 +22,7 @@ from etils import epath
 import big_mm
 from big_mm import allocator, distributed, report, spec
 from big_mm.data import watch
-from big_mm.evaluators import base
+from big_mm.evaluators import suite
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
@@ -57,12 +57,12 @@ def evaluate(
     if config is not None:
         _check_contract(config, predictor)
     step = _step(directory)
-    metrics = base.run_all(evaluators, predictor, step, workdir, announce)
+    metrics = suite.run_all(evaluators, predictor, step, workdir, announce)
     if workdir is not None and jax.process_index() == 0:
         text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
         (epath.Path(workdir) / report.EVALUATION).write_text(text)
         report.write(workdir)
-    return metrics, report.rows(metrics, base.describe(evaluators))
+    return metrics, report.rows(metrics, suite.describe(evaluators))
 
 
 def _evaluators(config: ml_collections.ConfigDict, only: Sequence[str]) -> dict[str, Any]:

@@ -1,39 +1,40 @@
 """What an evaluator is, and how all of a run's are run.
 
-An evaluator is a frozen dataclass. The least it has is `run(predictor, step) -> {name: float}`; one
-that also has something to show overrides `run_with_artifacts` and lets `run` take its metrics. It
-knows models only through the methods of `Predictor`, so it gives the same numbers inside training,
-alone on a checkpoint and in a notebook. Conventions:
+An evaluator is a frozen dataclass with one method, `evaluate(predictor, step) -> Result`; `run` is
+its numbers alone. It knows models only through the methods of `Predictor`, so it gives the same
+numbers inside training, alone on a checkpoint and in a notebook. Conventions:
 
-- A metric named `x_chance` is what `x` would be without any skill.
+- A metric named `x_chance` is what `x` would be without any skill, `x_low` and `x_high` bound its
+  bootstrap interval.
+- A metric is a number, or a `Statistic` where it can be computed from figures of each image: then
+  `suite.run_all` can give its interval, and `big_mm.compare` a paired test of two models.
+- The protocol says what pins the numbers: prompts, gallery, decoding, splits. It stands beside them
+  in every table.
 - Every process reads the whole evaluation set and makes the same calls; the predictor spreads the
   rows over the devices and gives every process all results. Padding and damaged records are dropped
   by their mask, so nothing depends on batch size, devices or hosts.
 - Artifacts are small and JSON-able: `{"kind": ..., ...}` by name, pictures as data URIs.
-  `run_all` stores them in `artifacts/` of a workdir, where the report finds them.
+  `suite` stores them in a workdir, where the report finds them.
 """
 
 import abc
 import base64
 import dataclasses
 import io
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
-from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
 from big_mm.data import pipeline
 from big_mm.data.contract import Contract
 from big_mm.data.records import Source
+from big_mm.metrics.statistics import Statistic
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
 
-ARTIFACTS = "artifacts"
 # Pictures larger than this are stored as JPEG.
 _LOSSLESS_PIXELS = 128
 
@@ -57,10 +58,40 @@ class About:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Metrics, and what there is to show."""
+    """Metrics, and what there is to show.
 
-    metrics: dict[str, float]
-    artifacts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    Attributes:
+      metrics: numbers, or statistics over the images named by `keys`.
+      artifacts: small and JSON-able, by name.
+      keys: the record key of each image, in the order of the statistics.
+      protocol: JSON-able facts that pin the numbers.
+    """
+
+    metrics: Mapping[str, float | Statistic]
+    artifacts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    keys: Sequence[str] = ()
+    protocol: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """All metrics as numbers."""
+        return {
+            name: metric.value() if isinstance(metric, Statistic) else float(metric)
+            for name, metric in self.metrics.items()
+        }
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        """The metrics that can be resampled.
+
+        Raises:
+          ValueError: a statistic of another number of images than there are keys.
+        """
+        found = {k: v for k, v in self.metrics.items() if isinstance(v, Statistic)}
+        if wrong := [name for name, metric in found.items() if len(metric) != len(self.keys)]:
+            count = len(found[wrong[0]])
+            raise ValueError(f"{wrong[0]} is of {count} images, not {len(self.keys)}")
+        return found
 
 
 class Evaluator(abc.ABC):
@@ -75,12 +106,12 @@ class Evaluator(abc.ABC):
     place: ClassVar[int] = 100
 
     @abc.abstractmethod
-    def run(self, predictor: Predictor, step: int) -> dict[str, float]:
-        """The metrics; `step` is for logs and seeds, and 0 outside training."""
+    def evaluate(self, predictor: Predictor, step: int) -> Result:
+        """What this model reaches; `step` is for logs and seeds, and 0 outside training."""
 
-    def run_with_artifacts(self, predictor: Predictor, step: int) -> Result:
-        """The metrics and artifacts of one evaluation."""
-        return Result(self.run(predictor, step))
+    def run(self, predictor: Predictor, step: int = 0) -> dict[str, float]:
+        """The metrics as numbers."""
+        return self.evaluate(predictor, step).values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,69 +196,3 @@ def picture(image: UInt8[np.ndarray, "height width 3"]) -> str:
     Image.fromarray(image).save(file, "PNG" if small else "JPEG", quality=90)
     kind = "png" if small else "jpeg"
     return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def run_all(
-    evaluators: Mapping[str, Any],
-    predictor: Predictor,
-    step: int = 0,
-    workdir: epath.PathLike | None = None,
-    announce: Callable[[str], None] = lambda name: None,
-) -> dict[str, float]:
-    """Runs evaluators in order; metric names become `<evaluator>/<metric>`.
-
-    Args:
-      workdir: where the first process stores artifacts, one file an evaluator, the latest step's.
-      announce: called with each evaluator's name before it runs.
-
-    Raises:
-      UserError: an evaluator cannot work with this model or data; the message names it.
-    """
-    metrics: dict[str, float] = {}
-    for name, evaluator in evaluators.items():
-        announce(name)
-        try:
-            result = evaluator.run_with_artifacts(predictor, step)
-        except UserError as error:
-            raise UserError(f"evaluator {name!r}: {error}") from error
-        values = {key: float(value) for key, value in result.metrics.items()}
-        metrics |= {f"{name}/{key}": value for key, value in values.items()}
-        if workdir is not None and jax.process_index() == 0:
-            content = {
-                "place": evaluator.place,
-                "step": step,
-                "metrics": values,
-                "about": describe({name: evaluator})[name],
-                "artifacts": result.artifacts,
-            }
-            _store(epath.Path(workdir), name, content)
-    return metrics
-
-
-def describe(evaluators: Mapping[str, Evaluator]) -> dict[str, dict[str, dict[str, Any]]]:
-    """The fields of `About` of each metric, by evaluator in the order to show them; JSON-able."""
-    ordered = sorted(evaluators.items(), key=lambda item: (item[1].place, item[0]))
-    return {
-        name: {metric: dataclasses.asdict(about) for metric, about in evaluator.about.items()}
-        for name, evaluator in ordered
-    }
-
-
-def _store(workdir: epath.Path, name: str, content: dict[str, Any]) -> None:
-    folder = workdir / ARTIFACTS
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.json"
-    temporary.write_text(json.dumps(content))
-    temporary.replace(folder / f"{name}.json")
-
-
-def load_artifacts(workdir: epath.PathLike) -> dict[str, dict[str, Any]]:
-    """What `run_all` stored, by evaluator in the order to show: `step`, `metrics`, `about`,
-    `artifacts`.
-    """
-    folder = epath.Path(workdir) / ARTIFACTS
-    if not folder.exists():
-        return {}
-    files = [p for p in folder.iterdir() if p.suffix == ".json" and p.name[0] != "."]
-    stored = {path.stem: json.loads(path.read_text()) for path in files}
-    return dict(sorted(stored.items(), key=lambda item: (item[1]["place"], item[0])))

@@ -13,6 +13,7 @@ from big_mm.evaluators import base
 from big_mm.evaluators.base import About
 from big_mm.metrics import captions as caption_metrics
 from big_mm.metrics import ptb
+from big_mm.metrics.statistics import Mean, Statistic
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
 
@@ -99,10 +100,7 @@ class Captioning(base.Evaluator):
     def about(self) -> dict[str, About]:
         return _ABOUT | getattr(self.scorer, "about", {})
 
-    def run(self, predictor: Predictor, step: int) -> dict[str, float]:
-        return self.run_with_artifacts(predictor, step).metrics
-
-    def run_with_artifacts(self, predictor: Predictor, step: int) -> base.Result:
+    def evaluate(self, predictor: Predictor, step: int) -> base.Result:
         """Metrics: bleu1..4, rouge_l, cider, the scorer's, their chance levels, distinct, words.
 
         Raises:
@@ -113,21 +111,24 @@ class Captioning(base.Evaluator):
         predictions: list[str] = []
         references: list[list[str]] = []
         records: list[dict[str, Any]] = []
+        keys: list[str] = []
         pictures: list[str] = []
         for batch in base.examples(self.source, predictor.contract, self.batch_size, self.limit):
             seed = self.seed + len(predictions)
             tokens, _ = predictor.generate(batch["image"], how, prefix=self.prefix, seed=seed)
             predictions += predictor.contract.detokenize(tokens)
             references += base.captions_of(batch, self.references)
+            keys += list(map(str, batch["key"]))
             features = [key for key in batch if key != "image"]
             records += [{k: batch[k][i] for k in features} for i in range(len(tokens))]
             pictures += [base.picture(image) for image in batch["image"][: _SHOWN - len(pictures)]]
         others = [references[i][0] for i in derangement(len(references))]
         scores = self._scores(predictions, references, records)
         chance = self._scores(others, references, records)
-        metrics = scores | {f"{name}_chance": value for name, value in chance.items()}
+        metrics: dict[str, float | Statistic] = dict(scores)
+        metrics |= {f"{name}_chance": found.value() for name, found in chance.items()}
         metrics["distinct"] = len(set(predictions)) / len(predictions)
-        metrics["words"] = float(np.mean([len(p.split()) for p in predictions]))
+        metrics["words"] = Mean.of([len(p.split()) for p in predictions])
         metrics["examples"] = float(len(predictions))
         shown = [
             {
@@ -139,9 +140,14 @@ class Captioning(base.Evaluator):
             }
             for i in range(len(pictures))
         ]
-        protocol = {"decoding": dataclasses.asdict(how), "prefix": self.prefix}
+        protocol = {
+            "decoding": dataclasses.asdict(how),
+            "prefix": self.prefix,
+            "references": sum(map(len, references)),
+            "document frequency": "of these references",
+        }
         return base.Result(
-            metrics, {"captions": {"kind": "captions", "protocol": protocol, "examples": shown}}
+            metrics, {"captions": {"kind": "captions", "examples": shown}}, keys, protocol
         )
 
     def _scores(
@@ -149,11 +155,11 @@ class Captioning(base.Evaluator):
         predictions: Sequence[str],
         references: Sequence[Sequence[str]],
         records: Sequence[Mapping[str, Any]],
-    ) -> dict[str, float]:
-        scores = caption_metrics.score(predictions, references)
+    ) -> dict[str, Statistic]:
+        scores = caption_metrics.statistics(predictions, references)
         if self.scorer is not None:
             rows = [self.scorer(p, record) for p, record in zip(predictions, records, strict=True)]
-            scores |= {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+            scores |= {name: Mean.of([row[name] for row in rows]) for name in rows[0]}
         return scores
 
 

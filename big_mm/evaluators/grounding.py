@@ -10,6 +10,7 @@ from big_mm.data.records import Source
 from big_mm.evaluators import base
 from big_mm.evaluators.base import About
 from big_mm.evaluators.captioning import derangement
+from big_mm.metrics.statistics import Mean
 from big_mm.predictor import Predictor
 
 
@@ -53,28 +54,31 @@ class GroundingGap(base.Evaluator):
         ),
     }
 
-    def run(self, predictor: Predictor, step: int) -> dict[str, float]:
+    def evaluate(self, predictor: Predictor, step: int) -> base.Result:
         """Metrics: gap, loss, loss_shuffled, preferred, their chance levels, examples.
 
         Raises:
           UserError: fewer than two records, or a model that does not caption.
         """
-        images, texts = [], []
+        images, texts, keys = [], [], []
         for batch in base.examples(self.source, predictor.contract, self.batch_size, self.limit):
             images.append(batch["image"])
+            keys += list(map(str, batch["key"]))
             texts += [captions[0] for captions in base.captions_of(batch, self.captions)]
         pictures = np.concatenate(images)
         true, tokens = predictor.caption_log_likelihood(pictures, texts)
         other, _ = predictor.caption_log_likelihood(pictures[derangement(len(texts))], texts)
         true, other = true.astype(np.float64), other.astype(np.float64)
-        loss, shuffled = -true.sum() / tokens.sum(), -other.sum() / tokens.sum()
-        return {
-            "gap": float(shuffled - loss),
+        tokens = tokens.astype(np.float64)
+        metrics = {
+            "gap": Mean(true - other, tokens),
             "gap_chance": 0.0,
-            "preferred": float((true > other).mean()),
+            "preferred": Mean.of(true > other),
             "preferred_chance": 0.5,
-            "loss": float(loss),
+            "loss": Mean(-true, tokens),
             "loss_chance": math.log(predictor.contract.tokenizer.vocab_size),
-            "loss_shuffled": float(shuffled),
+            "loss_shuffled": Mean(-other, tokens),
             "examples": float(len(texts)),
         }
+        protocol = {"captions": "the first of each image", "other image": "a fixed derangement"}
+        return base.Result(metrics, keys=keys, protocol=protocol)

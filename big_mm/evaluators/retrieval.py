@@ -11,6 +11,7 @@ from big_mm.data.records import Source
 from big_mm.evaluators import base
 from big_mm.evaluators.base import About
 from big_mm.metrics import recall
+from big_mm.metrics.statistics import Mean, Statistic
 from big_mm.predictor import Predictor
 
 _SHOWN = 6  # right and wrong queries of each direction
@@ -69,10 +70,7 @@ class Retrieval(base.Evaluator):
     place: ClassVar[int] = 20
     about: ClassVar[dict[str, About]] = _about()
 
-    def run(self, predictor: Predictor, step: int) -> dict[str, float]:
-        return self.run_with_artifacts(predictor, step).metrics
-
-    def run_with_artifacts(self, predictor: Predictor, step: int) -> base.Result:
+    def evaluate(self, predictor: Predictor, step: int) -> base.Result:
         """Metrics: image_to_text_r@k, text_to_image_r@k, their chance levels, images, texts.
 
         Raises:
@@ -80,18 +78,20 @@ class Retrieval(base.Evaluator):
         """
         embeddings, texts = [], []
         index: list[int] = []
+        keys: list[str] = []
         for batch in base.examples(self.source, predictor.contract, self.batch_size, self.limit):
             embeddings.append(predictor.encode_image(batch["image"]))
             texts += [
                 row[: self.captions_per_image] for row in base.captions_of(batch, self.captions)
             ]
             index += batch["index"].tolist()
+            keys += list(map(str, batch["key"]))
         image = np.concatenate(embeddings)
         flat = [caption for captions in texts for caption in captions]
         text = predictor.encode_text([self.prefix + caption for caption in flat])
         image_ids = np.arange(len(texts))
         text_ids = np.repeat(image_ids, [len(captions) for captions in texts])
-        metrics: dict[str, float] = {}
+        metrics: dict[str, float | Statistic] = {}
         rankings = {}
         for direction, query, item, query_ids, item_ids in (
             ("image_to_text", image, text, image_ids, text_ids),
@@ -99,7 +99,8 @@ class Retrieval(base.Evaluator):
         ):
             ranking = recall.rank(query, item, query_ids, item_ids, k=max(*self.ks, _SHOWN_RESULTS))
             for k in self.ks:
-                metrics[f"{direction}_r@{k}"] = ranking.recall(k)
+                hits = ranking.right[:, :k].any(axis=1)
+                metrics[f"{direction}_r@{k}"] = Mean.grouped(hits, query_ids, len(texts))
                 metrics[f"{direction}_r@{k}_chance"] = recall.chance(query_ids, item_ids, k)
             rankings[direction] = ranking
         metrics |= {"images": float(len(texts)), "texts": float(len(flat))}
@@ -107,7 +108,13 @@ class Retrieval(base.Evaluator):
         def picture(i: Any) -> str:
             return base.picture_of(self.source, predictor.contract, index[i])
 
-        return base.Result(metrics, {"examples": _shown(rankings, picture, texts, flat, text_ids)})
+        protocol = {
+            "captions": self.captions_per_image or "all",
+            "prefix": self.prefix,
+            "hit": "any right item in the top k; equal similarities count against the model",
+        }
+        artifact = _shown(rankings, picture, texts, flat, text_ids)
+        return base.Result(metrics, {"examples": artifact}, keys, protocol)
 
 
 def _shown(

@@ -11,6 +11,7 @@ from big_mm.data.records import Source
 from big_mm.evaluators import base, prompts
 from big_mm.evaluators.base import About
 from big_mm.metrics import recall
+from big_mm.metrics.statistics import Mean, Statistic
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
 
@@ -54,23 +55,24 @@ class ZeroShot(base.Evaluator):
         ),
     }
 
-    def run(self, predictor: Predictor, step: int) -> dict[str, float]:
-        return self.run_with_artifacts(predictor, step).metrics
-
-    def run_with_artifacts(self, predictor: Predictor, step: int) -> base.Result:
+    def evaluate(self, predictor: Predictor, step: int) -> base.Result:
         """Metrics: accuracy, top5 (of more than 5 classes), their chance levels, examples.
 
         Raises:
           UserError: no label, a label without a name, or a model without embeddings.
         """
-        embeddings, labels, named, index = self._embed_images(predictor)
+        embeddings, labels, named, index, keys = self._embed_images(predictor)
         classnames, labels = self._classes(labels, named)
         classes = class_embeddings(predictor, classnames, self.templates)
         numbers = np.arange(len(classnames))
         ranking = recall.rank(embeddings, classes, labels, numbers, k=5)
-        metrics = {"accuracy": ranking.recall(1), "accuracy_chance": 1 / len(classnames)}
+        metrics: dict[str, float | Statistic] = {
+            "accuracy": Mean.of(ranking.right[:, 0]),
+            "accuracy_chance": 1 / len(classnames),
+        }
         if len(classnames) > 5:
-            metrics |= {"top5": ranking.recall(5), "top5_chance": 5 / len(classnames)}
+            metrics["top5"] = Mean.of(ranking.right[:, :5].any(axis=1))
+            metrics["top5_chance"] = 5 / len(classnames)
         metrics["examples"] = float(len(labels))
         table = confusion_table(classnames, labels, ranking.indices[:, 0])
         table["mistakes"] = [
@@ -81,7 +83,7 @@ class ZeroShot(base.Evaluator):
             }
             for i in np.flatnonzero(~ranking.right[:, 0])[:_SHOWN_MISTAKES]
         ]
-        return base.Result(metrics, {"classes": table})
+        return base.Result(metrics, {"classes": table}, keys, {"templates": list(self.templates)})
 
     def _embed_images(
         self, predictor: Predictor
@@ -90,11 +92,13 @@ class ZeroShot(base.Evaluator):
         Int[np.ndarray, " n"],
         list[str | None],
         list[int],
+        list[str],
     ]:
-        """Embeddings, labels, class names and numbers of the sound records."""
+        """Embeddings, labels, class names, numbers and keys of the sound records."""
         embeddings, labels = [], []
         named: list[str | None] = []
         index: list[int] = []
+        keys: list[str] = []
         for batch in base.examples(self.source, predictor.contract, self.batch_size, self.limit):
             if self.label not in batch:
                 raise UserError(f"the records have no {self.label!r}: set the schema's label")
@@ -103,7 +107,8 @@ class ZeroShot(base.Evaluator):
             names = batch.get("class_name", [None] * len(labels[-1]))
             named += [None if name is None else base.first_text(name) for name in names]
             index += batch["index"].tolist()
-        return np.concatenate(embeddings), np.concatenate(labels), named, index
+            keys += list(map(str, batch["key"]))
+        return np.concatenate(embeddings), np.concatenate(labels), named, index, keys
 
     def _classes(
         self, labels: Int[np.ndarray, " n"], named: list[str | None]

@@ -11,7 +11,9 @@ _ARTICLES = ("a", "an", "the")
 _MAX_LISTED = 20
 
 
-def captions(artifact: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+def captions(
+    artifact: Mapping[str, Any], about: Mapping[str, Any], protocol: Mapping[str, Any]
+) -> str:
     """A contact sheet: the first images, what was said and what people said."""
     cards = []
     for item in artifact["examples"]:
@@ -26,7 +28,7 @@ def captions(artifact: Mapping[str, Any], about: Mapping[str, Any]) -> str:
             f'<div class="said">{_marked(item["prediction"], item["unmatched"])}</div>'
             f'<div class="truth">{truths}</div>{chips}</div>'
         )
-    decoding = artifact["protocol"]["decoding"]
+    decoding = protocol["decoding"]
     how = f"{decoding['num_beams']} beams" if decoding["num_beams"] > 1 else "greedily"
     if decoding["temperature"]:
         how = f"by sampling at temperature {decoding['temperature']:g}"

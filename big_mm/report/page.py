@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from big_mm.evaluators import base
+from big_mm.evaluators import suite
 from big_mm.report import curves, examples, table
 from big_mm.report.style import CSS
 from big_mm.report.table import Row
@@ -30,7 +30,7 @@ def write(workdir: epath.PathLike) -> epath.Path:
     found = table.load(folder)
     lines = read_metrics(folder) if (folder / METRICS).exists() else []
     config = _read_json(folder / "config.json")
-    stored = base.load_artifacts(folder)
+    stored = suite.stored(folder)
     sections = {
         "Results": _scores(found),
         "Training": _curves(lines, found),
@@ -153,7 +153,7 @@ def _examples(stored: Mapping[str, Any]) -> dict[str, str]:
         for artifact in evaluation["artifacts"].values():
             content, kind = "", artifact.get("kind")
             if kind == "captions":
-                content = examples.captions(artifact, evaluation["about"])
+                content = examples.captions(artifact, evaluation["about"], evaluation["protocol"])
             elif kind == "retrieval":
                 content = examples.retrieval(artifact)
             elif kind == "classes" and name not in covered:

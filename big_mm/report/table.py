@@ -11,7 +11,7 @@ import rich.console
 import rich.table
 from etils import epath
 
-from big_mm.evaluators import base
+from big_mm.evaluators import suite
 from big_mm.spec import UserError
 
 EVALUATION = "evaluation.json"
@@ -82,7 +82,7 @@ def load(workdir: epath.PathLike) -> list[Row]:
     Raises:
       UserError: nothing was evaluated there.
     """
-    stored = base.load_artifacts(workdir)
+    stored = suite.stored(workdir)
     path = epath.Path(workdir) / EVALUATION
     if path.exists():
         metrics = json.loads(path.read_text())
@@ -93,7 +93,7 @@ def load(workdir: epath.PathLike) -> list[Row]:
             for metric, value in evaluation["metrics"].items()
         }
     if not metrics:
-        raise UserError(f"{workdir} has neither {EVALUATION} nor {base.ARTIFACTS}/: no evaluation")
+        raise UserError(f"{workdir} has neither {EVALUATION} nor {suite.ARTIFACTS}/: no evaluation")
     metrics = {name: float(value) for name, value in metrics.items()}
     return rows(metrics, {name: evaluation["about"] for name, evaluation in stored.items()})
 

@@ -22,6 +22,7 @@ from big_mm.evaluators import (
     base,
     captioning,
     run_all,
+    suite,
 )
 from big_mm.losses.captioning import CrossEntropy
 from big_mm.mesh import MeshConfig, single_device_mesh
@@ -66,8 +67,8 @@ def classifier(contract, wrong=()):
 def test_zero_shot_counts_every_sound_record_once(contract, batch_size):
     source = oracles.Numbered(23, labelled, damaged=(0, 6, 22))
     oracle = classifier(contract, wrong=(1, 2, 6))
-    result = ZeroShot(source, NAMES, batch_size=batch_size).run_with_artifacts(oracle, 0)
-    assert result.metrics == {"accuracy": 18 / 20, "accuracy_chance": 1 / 4, "examples": 20}
+    result = ZeroShot(source, NAMES, batch_size=batch_size).evaluate(oracle, 0)
+    assert result.values == {"accuracy": 18 / 20, "accuracy_chance": 1 / 4, "examples": 20}
     table = result.artifacts["classes"]
     assert sum(table["examples"]) == 20 and sum(table["right"]) == 18
     assert table["confusions"] == [
@@ -79,7 +80,7 @@ def test_zero_shot_counts_every_sound_record_once(contract, batch_size):
 
 def test_zero_shot_takes_names_from_the_records(contract):
     source = oracles.Numbered(8, lambda i: labelled(1 + 2 * (i % 2)))
-    result = ZeroShot(source).run_with_artifacts(classifier(contract, wrong=range(0, 8, 2)), 0)
+    result = ZeroShot(source).evaluate(classifier(contract, wrong=range(0, 8, 2)), 0)
     assert result.artifacts["classes"]["classnames"] == ["one", "three"]
     assert result.metrics["accuracy_chance"] == 1 / 2
 
@@ -149,7 +150,7 @@ def test_retrieval_limits_and_prefixes(contract):
 
 def test_retrieval_shows_right_and_wrong_queries(contract):
     evaluator = Retrieval(oracles.Numbered(13, several))
-    shown = evaluator.run_with_artifacts(reader(contract), 0).artifacts["examples"]
+    shown = evaluator.evaluate(reader(contract), 0).artifacts["examples"]
     wrong = shown["image_to_text_wrong"]
     assert [w["truth"] for w in wrong] == [["number 0"], ["number 0"]]
     assert all(r["results"][0]["right"] for r in shown["text_to_image_right"])
@@ -175,7 +176,7 @@ def test_captioning_scores_the_complete_set_at_once(contract, batch_size):
 def test_captioning_marks_words_that_no_reference_has(contract):
     source = oracles.Numbered(2, lambda i: {"captions": ["A red circle.", "one circle"]})
     oracle = oracles.Oracle(contract, says=lambda n: "a blue star")
-    shown = Captioning(source).run_with_artifacts(oracle, 0).artifacts["captions"]
+    shown = Captioning(source).evaluate(oracle, 0).artifacts["captions"]
     assert shown["examples"][0]["unmatched"] == ["blue", "star"]
     assert shown["protocol"]["decoding"]["num_beams"] == 1
 
@@ -265,7 +266,7 @@ def test_artifacts_are_stored_and_read_back(contract, tmp_path):
     announced = []
     metrics = run_all(evaluators, classifier(contract), 7, tmp_path, announced.append)
     assert metrics["zero_shot/accuracy"] == 1.0 and metrics["plain/answer"] == 42.0
-    stored = base.load_artifacts(tmp_path)
+    stored = suite.stored(tmp_path)
     assert announced == ["zero_shot", "plain"] and sorted(stored) == ["plain", "zero_shot"]
     assert stored["zero_shot"]["step"] == 7 and stored["plain"]["artifacts"] == {}
     assert stored["zero_shot"]["about"]["accuracy"]["headline"]
@@ -275,8 +276,8 @@ def test_artifacts_are_stored_and_read_back(contract, tmp_path):
 class Plain(Evaluator):
     """The least an evaluator needs."""
 
-    def run(self, predictor, step):
-        return {"answer": 42.0}
+    def evaluate(self, predictor, step):
+        return base.Result({"answer": 42.0})
 
 
 class OnlyPictures(nn.Module):

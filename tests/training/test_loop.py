@@ -172,13 +172,14 @@ class Probe(evaluators.Evaluator):
     fail_at: int = -1
     marker: str = ""
 
-    def run(self, predictor: Any, step: int) -> dict[str, float]:
+    def evaluate(self, predictor: Any, step: int) -> evaluators.Result:
         marker = pathlib.Path(self.marker)
         if step == self.fail_at and not marker.exists():
             marker.touch()
             raise RuntimeError("the machine went away")
         embedding = trees.flatten(predictor.params)["text/embedding"]
-        return {"sum": float(np.abs(np.asarray(embedding)).sum()), "step": float(step)}
+        total = float(np.abs(np.asarray(embedding)).sum())
+        return evaluators.Result({"sum": total, "step": float(step)})
 
 
 def test_evaluations_run_when_due_on_the_averaged_parameters(tmp_path):
@@ -213,13 +214,13 @@ class Scored(evaluators.Evaluator):
 
     marker: str
 
-    def run(self, predictor: Any, step: int) -> dict[str, float]:
+    def evaluate(self, predictor: Any, step: int) -> evaluators.Result:
         marker = pathlib.Path(self.marker)
         if step == 6 and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
-        return {"score": -abs(step - 4.0)}
+        return evaluators.Result({"score": -abs(step - 4.0)})
 
 
 def test_sigterm_does_not_wait_for_an_evaluation_and_the_best_checkpoint_stays(tmp_path):
