@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from big_mm import mesh as mesh_lib
 from big_mm import spec
 from big_mm.data.damage import DAMAGE
-from big_mm.evaluators import base as evaluators
+from big_mm.evaluators import suite
 from big_mm.losses import captioning, contrastive
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
@@ -307,7 +307,7 @@ class Loop:
             self.predictor = Predictor(model, params, self.run.contract, self.prepared.mesh)
         predictor = self.predictor.replace(params=params)
         with self.stop.at_once():
-            metrics = evaluators.run_all(
+            metrics = suite.run_all(
                 self.run.evaluators,
                 predictor,
                 step,

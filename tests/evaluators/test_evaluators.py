@@ -176,9 +176,10 @@ def test_captioning_scores_the_complete_set_at_once(contract, batch_size):
 def test_captioning_marks_words_that_no_reference_has(contract):
     source = oracles.Numbered(2, lambda i: {"captions": ["A red circle.", "one circle"]})
     oracle = oracles.Oracle(contract, says=lambda n: "a blue star")
-    shown = Captioning(source).evaluate(oracle, 0).artifacts["captions"]
+    result = Captioning(source).evaluate(oracle, 0)
+    shown = result.artifacts["captions"]
     assert shown["examples"][0]["unmatched"] == ["blue", "star"]
-    assert shown["protocol"]["decoding"]["num_beams"] == 1
+    assert result.protocol["decoding"]["num_beams"] == 1
 
 
 def test_captioning_takes_a_further_scorer(contract):
