@@ -2,17 +2,27 @@
 
     python -m big_mm.evaluate --checkpoint runs/quickstart
     python -m big_mm.evaluate --checkpoint runs/quickstart/checkpoints/900 --only zero_shot
-    python -m big_mm.evaluate --checkpoint ... --config configs/coca.py --out scores.json
+    python -m big_mm.evaluate --checkpoint ... --config configs/coca.py --workdir scores
 
-The numbers are those that training gave at that step. --config (a run, or a config with just
-`evaluators`) says what to score, not how: pictures and texts are prepared as the checkpoint's own
-contract says, and a config with another contract is refused.
+The numbers are those that training gave at that step, with 95 % bootstrap intervals over the
+images. --config (a run, or a config with just `evaluators`) says what to score, not how: pictures
+and texts are prepared as the checkpoint's own contract says, and a config with another contract is
+refused.
+
+--workdir gets evaluation.json, evaluation.csv, evaluation.md and report.html, the protocol beside
+each number, and what each evaluator found as soon as it is done: the same command goes on after an
+interruption and runs only what is missing or has changed. `python -m big_mm.compare` tests the
+difference of two such folders.
 """
 
 import argparse
+import dataclasses
+import hashlib
+import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,10 +30,12 @@ import ml_collections
 from etils import epath
 
 import big_mm
-from big_mm import allocator, distributed, report, spec
+from big_mm import allocator, distributed, report, spec, trees
 from big_mm.data import watch
+from big_mm.data.records import TFRecordSource
 from big_mm.evaluators import suite
 from big_mm.predictor import Predictor
+from big_mm.report import table
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
 
@@ -35,6 +47,9 @@ def evaluate(
     only: Sequence[str] = (),
     workdir: epath.PathLike | None = None,
     announce: Callable[[str], None] = lambda name: None,
+    *,
+    bootstrap: int = 1000,
+    fresh: bool = False,
 ) -> tuple[dict[str, float], list[report.Row]]:
     """The metrics of a checkpoint by name, and the same as rows for people.
 
@@ -43,8 +58,10 @@ def evaluate(
       config: what to score; None: the checkpoint's own config.
       overrides: `--config.key=value` arguments.
       only: names of evaluators; default: all.
-      workdir: where to put evaluation.json, artifacts and report.html.
-      announce: called with each evaluator's name before it runs.
+      workdir: where to put the tables, artifacts and report.html.
+      announce: called with what begins.
+      bootstrap: samples for the intervals; 0 for none.
+      fresh: run also what is in the workdir already.
 
     Raises:
       UserError: no checkpoint, no such evaluator, another contract, or an evaluator's own refusal.
@@ -56,13 +73,52 @@ def evaluate(
     predictor = big_mm.load(directory)
     if config is not None:
         _check_contract(config, predictor)
-    step = _step(directory)
-    metrics = suite.run_all(evaluators, predictor, step, workdir, announce)
+    number = itertools.count(1)
+    metrics = suite.run_all(
+        evaluators,
+        predictor,
+        _step(directory),
+        workdir,
+        lambda name: announce(f"{name} ({next(number)} of {len(evaluators)})"),
+        bootstrap=bootstrap,
+        fingerprints=_fingerprints(chosen.evaluators, evaluators, predictor, bootstrap),
+        fresh=fresh,
+    )
     if workdir is not None and jax.process_index() == 0:
-        text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
-        (epath.Path(workdir) / report.EVALUATION).write_text(text)
-        report.write(workdir)
+        _write_tables(epath.Path(workdir), metrics)
     return metrics, report.rows(metrics, suite.describe(evaluators))
+
+
+def _fingerprints(
+    specs: ml_collections.ConfigDict,
+    evaluators: Mapping[str, Any],
+    predictor: Predictor,
+    bootstrap: int,
+) -> dict[str, str]:
+    """By evaluator, of its spec and data, the parameters, the contract."""
+    model = json.dumps([trees.digest(predictor.params), predictor.contract.fingerprint, bootstrap])
+    return {
+        name: hashlib.sha256(
+            "\n".join([model, spec.to_json(spec.resolve(specs[name])), _data(built)]).encode()
+        ).hexdigest()
+        for name, built in evaluators.items()
+    }
+
+
+def _data(evaluator: Any) -> str:
+    """Sizes and versions of the shards that an evaluator reads."""
+    fields = [getattr(evaluator, field.name) for field in dataclasses.fields(evaluator)]
+    sources = [source for source in fields if isinstance(source, TFRecordSource)]
+    return str([(s.url, s.stamp) for source in sources for s in source.shards_found()])
+
+
+def _write_tables(folder: epath.Path, metrics: Mapping[str, float]) -> None:
+    text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
+    (folder / report.EVALUATION).write_text(text)
+    found = table.load(folder)
+    (folder / report.EVALUATION).with_suffix(".csv").write_text(table.to_csv(found))
+    (folder / report.EVALUATION).with_suffix(".md").write_text(table.to_markdown(found))
+    report.write(folder)
 
 
 def _evaluators(config: ml_collections.ConfigDict, only: Sequence[str]) -> dict[str, Any]:
@@ -86,6 +142,17 @@ def _step(directory: epath.PathLike) -> int:
     return int(name) if name.isdigit() else 0
 
 
+def _announce() -> Callable[[str], None]:
+    """Prints what begins, and how long the evaluation has taken."""
+    begun = time.monotonic()
+
+    def announce(text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - begun), 60)
+        print(f"{minutes}m {seconds:02}s  evaluating {text}", file=sys.stderr, flush=True)
+
+    return announce
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m big_mm.evaluate",
@@ -98,7 +165,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", metavar="FILE.py[:ARG]", help="default: the checkpoint's own")
     parser.add_argument("--only", default="", metavar="NAME,...", help="evaluators to run")
     parser.add_argument("--out", metavar="FILE", help="write the metrics as JSON")
-    parser.add_argument("--workdir", metavar="DIR", help="write a report there")
+    parser.add_argument("--workdir", metavar="DIR", help="tables, report, and what is done so far")
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="samples for the 95 %% intervals (default: %(default)s; 0: no intervals)",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="run also what the workdir has results of"
+    )
     arguments, overrides = parser.parse_known_args(argv)
     allocator.keep_freed_memory()
     try:
@@ -111,7 +188,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             overrides,
             only,
             arguments.workdir,
-            lambda name: print(f"evaluating {name}", file=sys.stderr, flush=True),
+            _announce(),
+            bootstrap=arguments.bootstrap,
+            fresh=arguments.fresh,
         )
         if jax.process_index() == 0:
             report.print_table(rows)

@@ -1,18 +1,20 @@
 """A checkpoint gets the same numbers alone as in training, and refuses what is not its own."""
 
+import csv
 import io
 import json
 
+import numpy as np
 import pytest
 import tiny
 from PIL import Image
 
 import big_mm
-from big_mm import evaluate, spec
+from big_mm import compare, evaluate, spec
 from big_mm.data import examples
 from big_mm.data.examples import Schema
 from big_mm.data.records import TFRecordSource, TFRecordWriter
-from big_mm.evaluators import Retrieval, ZeroShot, run_all
+from big_mm.evaluators import Retrieval, ZeroShot, run_all, suite
 from big_mm.training import checkpoint
 
 
@@ -69,19 +71,95 @@ def test_the_numbers_are_those_of_training(run, tmp_path, capsys):
     assert evaluate.main(["--checkpoint", str(run), "--out", str(out)]) == 0
     config = checkpoint.load_config(run)
     expected = run_all(spec.build(config.evaluators), big_mm.load(run))
-    assert json.loads(out.read_text()) == pytest.approx(expected)
+    scores = json.loads(out.read_text())
+    assert {name: scores[name] for name in expected} == pytest.approx(expected)
+    for name in scores.keys() - expected.keys():
+        bounded = scores[name.removesuffix("_low").removesuffix("_high")]
+        assert scores[name] <= bounded if name.endswith("_low") else scores[name] >= bounded
     printed = capsys.readouterr().out
     assert "Zero-shot accuracy" in printed and "6.2 %" in printed  # chance among 16
 
 
 def test_a_report_of_an_evaluation(run, tmp_path):
-    metrics, _ = evaluate.evaluate(run, only=("zero_shot",), workdir=tmp_path)
+    metrics, _ = evaluate.evaluate(run, only=("zero_shot",), workdir=tmp_path, bootstrap=0)
     assert set(metrics) == {
         f"zero_shot/{m}" for m in ("accuracy", "accuracy_chance", "top5", "top5_chance", "examples")
     }
     assert json.loads((tmp_path / "evaluation.json").read_text()) == metrics
     stored = json.loads((tmp_path / "artifacts" / "zero_shot.json").read_text())
     assert stored["step"] == 7 and (tmp_path / "report.html").exists()
+
+
+def test_an_interrupted_suite_goes_on_with_what_is_missing(run, tmp_path):
+    announced: list[str] = []
+    arguments = {"workdir": tmp_path, "announce": announced.append, "bootstrap": 10}
+    evaluate.evaluate(run, only=("zero_shot",), **arguments)
+    whole, _ = evaluate.evaluate(run, **arguments)
+    there = f"zero_shot: found in {tmp_path / 'artifacts'} (2 of 2)"
+    assert announced == ["zero_shot (1 of 1)", "retrieval (1 of 2)", there]
+    anew, _ = evaluate.evaluate(run, **arguments, fresh=True)
+    assert anew == whole and announced[3:] == ["retrieval (1 of 2)", "zero_shot (2 of 2)"]
+    other = ["--config.evaluators.zero_shot.limit=4"]
+    changed, _ = evaluate.evaluate(run, overrides=other, **arguments)
+    assert announced[5] == there.replace("zero_shot", "retrieval").replace("(2", "(1")
+    assert changed["zero_shot/examples"] == 4
+
+
+def test_tables_have_interval_and_protocol_beside_each_number(run, tmp_path):
+    metrics, _ = evaluate.evaluate(run, workdir=tmp_path, bootstrap=50)
+    rows = list(csv.DictReader((tmp_path / "evaluation.csv").open()))
+    for row in rows:
+        name = f"{row['evaluator']}/{row['metric']}"
+        assert float(row["value"]) == metrics[name]
+        assert row["low"] == str(metrics.get(f"{name}_low", ""))
+        assert json.loads(row["protocol"])["input"] == "16 pixels, squash, area"
+    text = (tmp_path / "evaluation.md").read_text()
+    assert text.count("\n") == len(rows) + 2 and text.count("templates: {}") == 3
+    page = (tmp_path / "report.html").read_text()
+    assert "16 pixels, squash, area" in page
+
+
+@pytest.fixture(scope="module")
+def scored(run, tmp_path_factory):
+    """Two folders of the same evaluators, the second one's records in another order."""
+    folder = tmp_path_factory.mktemp("scored")
+    evaluate.evaluate(run, workdir=folder / "a", bootstrap=0)
+    evaluate.evaluate(run, workdir=folder / "b", bootstrap=0)
+    path = folder / "b" / "artifacts" / "zero_shot.npz"
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays["keys"] = arrays["keys"][::-1]
+    arrays["accuracy/total"] = 1 - arrays["accuracy/total"][::-1]
+    np.savez(path, **arrays)
+    return folder
+
+
+def test_a_paired_test_matches_images_by_key(scored, capsys):
+    out = scored / "rows.json"
+    arguments = [str(scored / "a"), str(scored / "b"), "--samples", "200", "--out", str(out)]
+    assert compare.main(arguments) == 0
+    rows = {f"{r['evaluator']}/{r['metric']}": r for r in json.loads(out.read_text())}
+    same = rows["retrieval/image_to_text_r@1"]["difference"]
+    assert (same["value"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
+    keys, ours = suite.stored_statistics(scored / "a", "zero_shot")
+    right = ours["accuracy"].total
+    expected = (1 - right).mean() - right.mean()
+    assert rows["zero_shot/accuracy"]["difference"]["value"] == pytest.approx(expected)
+    assert keys[0] == "r0" and "zero_shot/accuracy" in capsys.readouterr().out
+
+
+def test_what_cannot_be_paired_is_refused(run, scored, tmp_path, capsys):
+    config = ["--config.evaluators.zero_shot.limit=4"]
+    evaluate.evaluate(run, overrides=config, only=("zero_shot",), workdir=tmp_path, bootstrap=0)
+    assert compare.main([str(scored / "a"), str(tmp_path)]) == 2
+    assert "zero_shot: a paired test needs the same images: 7 are in" in capsys.readouterr().err
+    config = ["--config.evaluators.retrieval.prefix=a picture of "]
+    evaluate.evaluate(run, overrides=config, only=("retrieval",), workdir=tmp_path, bootstrap=0)
+    (tmp_path / "artifacts" / "zero_shot.json").unlink()
+    assert compare.main([str(scored / "a"), str(tmp_path)]) == 2
+    assert "retrieval: prefix is '' in the first folder" in capsys.readouterr().err
+    assert compare.main([str(scored / "a"), str(tmp_path / "nowhere")]) == 2
+    assert "there is nothing to compare" in capsys.readouterr().err
 
 
 def test_overrides_reach_the_evaluators(run):

@@ -38,7 +38,17 @@ LAYERS = (
     ("losses", "models", "data", "metrics", "decoding", "training.checkpoint"),
     ("objectives", "evaluators", "predictor", "programs", "exported"),
     ("training", "interop", "curation"),
-    ("train", "evaluate", "export", "exported_run", "plan", "planning", "report", "doctor"),
+    (
+        "train",
+        "evaluate",
+        "compare",
+        "export",
+        "exported_run",
+        "plan",
+        "planning",
+        "report",
+        "doctor",
+    ),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

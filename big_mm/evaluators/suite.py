@@ -36,25 +36,27 @@ def run_all(
     *,
     bootstrap: int = 0,
     fingerprints: Mapping[str, str] | None = None,
+    fresh: bool = False,
 ) -> dict[str, float]:
     """Runs evaluators in order; metric names become `<evaluator>/<metric>`.
 
     Args:
       workdir: where the first process stores what each evaluator found, the latest step's.
-      announce: called with each evaluator's name before it runs.
+      announce: called before each evaluator runs, with its name.
       bootstrap: samples for the 95 % intervals of all metrics that have a statistic; 0: none.
       fingerprints: by evaluator, of all that its numbers depend on. One whose stored result has
-        the same is not run again. Every process gives the same.
+        the same is not run again, unless `fresh`. Every process gives the same.
 
     Raises:
       UserError: an evaluator cannot work with this model or data; the message names it.
     """
     folder = None if workdir is None else epath.Path(workdir) / ARTIFACTS
     fingerprints = fingerprints or {}
-    kept = _kept(folder, evaluators, fingerprints)
+    kept = {} if fresh else _kept(folder, evaluators, fingerprints)
     metrics: dict[str, float] = {}
     for name, evaluator in evaluators.items():
         if name in kept:
+            announce(f"{name}: found in {folder}")
             values = kept[name]
         else:
             announce(name)
@@ -71,7 +73,7 @@ def run_all(
                     "fingerprint": fingerprints.get(name),
                     "metrics": values,
                     "about": about,
-                    "protocol": dict(result.protocol),
+                    "protocol": dict(result.protocol) | {"input": _input(predictor)},
                     "artifacts": dict(result.artifacts),
                 }
                 _store(folder, name, content, result)
@@ -118,6 +120,12 @@ def stored_statistics(workdir: epath.PathLike, name: str) -> tuple[list[str], di
         for metric, kind in kinds.items()
     }
     return keys, made
+
+
+def _input(predictor: Predictor) -> str:
+    """The contract's rules for pictures, in words."""
+    contract = predictor.contract
+    return f"{contract.image_size} pixels, {contract.resize}, {contract.kernel}"
 
 
 def _bounds(result: Result, samples: int) -> dict[str, float]:

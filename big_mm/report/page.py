@@ -108,10 +108,9 @@ def _table(found: Sequence[Row], everything: Sequence[Row]) -> str:
     for family, group in table.by_family(found).items():
         title = html.escape(family.replace("_", " ").capitalize())
         sizes = {row.variant: counts[row.evaluator] for row in group if row.evaluator in counts}
+        protocols = {row.variant: table.format_protocol(row.protocol) for row in group}
         cells = "".join(
-            f"<td>{table.format_value(sizes[v].value, 'score')} images</td>"
-            if v in sizes
-            else "<td></td>"
+            f"<td>{_size(sizes.get(v))}<small>{html.escape(protocols.get(v, ''))}</small></td>"
             for v in variants
         )
         body += f'<tr class="family"><td>{title}</td>{cells}</tr>'
@@ -123,10 +122,16 @@ def _table(found: Sequence[Row], everything: Sequence[Row]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
+def _size(row: Row | None) -> str:
+    return "" if row is None else f"{table.format_value(row.value, 'score')} images"
+
+
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""
     value = f'<span class="value">{table.format_value(row.value, row.unit)}</span>'
+    if interval := table.format_interval(row):
+        value += f' <span class="chance">{interval}</span>'
     if row.chance is not None:
         chance = table.format_value(row.chance, row.unit)
         value += f' <span class="chance">chance {chance}</span>'

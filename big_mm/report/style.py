@@ -18,6 +18,7 @@ td { padding: 7px 10px; border-top: 1px solid var(--line); vertical-align: top; 
 td.metric { width: 40%; }
 td.metric small { display: block; color: var(--grey); line-height: 1.35; }
 tr.family td { border-top: 0; padding: 20px 10px 4px; font-weight: 600; }
+tr.family td small { display: block; line-height: 1.35; }
 tr.family td + td { font-weight: 400; font-size: 12px; color: var(--grey); vertical-align: bottom; }
 .value { font-weight: 600; font-size: 16px; white-space: nowrap; }
 .chance { color: var(--grey); font-size: 12px; white-space: nowrap; }

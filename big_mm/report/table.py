@@ -1,6 +1,8 @@
-"""Metrics as rows: value, chance level and one sentence each."""
+"""Metrics as rows: value, interval, chance level, protocol and one sentence each."""
 
+import csv
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +18,7 @@ from big_mm.spec import UserError
 
 EVALUATION = "evaluation.json"
 _CHANCE = "_chance"
+_SUFFIXES = (_CHANCE, suite.LOW, suite.HIGH)
 # How the evaluator without a suffix is called beside the one with it.
 _COUNTERPARTS = {"unseen": "seen"}
 
@@ -28,6 +31,8 @@ class Row:
       family: evaluators whose names differ in a suffix (`zero_shot`, `zero_shot_unseen`) share one.
       variant: that suffix, or "".
       chance: what no skill would reach; None where that is unknown or means nothing.
+      low, high: of the 95 % bootstrap interval; None where there is none.
+      protocol: what pins the number, by the evaluator's own account.
       text: one sentence for a stranger.
     """
 
@@ -35,6 +40,9 @@ class Row:
     metric: str
     value: float
     chance: float | None
+    low: float | None
+    high: float | None
+    protocol: Mapping[str, Any]
     label: str
     text: str
     unit: str
@@ -43,12 +51,17 @@ class Row:
     variant: str
 
 
-def rows(metrics: Mapping[str, float], about: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Rows of metrics named `<evaluator>/<metric>`, chance levels beside what they belong to.
+def rows(
+    metrics: Mapping[str, float],
+    about: Mapping[str, Mapping[str, Any]],
+    protocols: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Row]:
+    """Rows of metrics named `<evaluator>/<metric>`, with chance levels and intervals beside them.
 
     Args:
       about: for each evaluator, in the order to show, {metric: the fields of an `About`}; what is
         not described there is shown under its own name.
+      protocols: of each evaluator.
     """
     occurring = {name.split("/")[0] for name in metrics if "/" in name}
     evaluators = [name for name in about if name in occurring]
@@ -56,7 +69,8 @@ def rows(metrics: Mapping[str, float], about: Mapping[str, Mapping[str, Any]]) -
     made = []
     for name, value in metrics.items():
         evaluator, slash, metric = name.partition("/")
-        if not slash or (metric.endswith(_CHANCE) and name.removesuffix(_CHANCE) in metrics):
+        beside = [s for s in _SUFFIXES if metric.endswith(s) and name.removesuffix(s) in metrics]
+        if not slash or beside:
             continue
         known = about.get(evaluator, {}).get(metric, {})
         family = _family(evaluator, evaluators)
@@ -65,6 +79,9 @@ def rows(metrics: Mapping[str, float], about: Mapping[str, Mapping[str, Any]]) -
             metric=metric,
             value=value,
             chance=metrics.get(name + _CHANCE),
+            low=metrics.get(name + suite.LOW),
+            high=metrics.get(name + suite.HIGH),
+            protocol=(protocols or {}).get(evaluator, {}),
             label=known.get("label", metric.replace("_", " ")),
             text=known.get("text", ""),
             unit=known.get("unit", "score"),
@@ -95,7 +112,11 @@ def load(workdir: epath.PathLike) -> list[Row]:
     if not metrics:
         raise UserError(f"{workdir} has neither {EVALUATION} nor {suite.ARTIFACTS}/: no evaluation")
     metrics = {name: float(value) for name, value in metrics.items()}
-    return rows(metrics, {name: evaluation["about"] for name, evaluation in stored.items()})
+    return rows(
+        metrics,
+        {name: evaluation["about"] for name, evaluation in stored.items()},
+        {name: evaluation["protocol"] for name, evaluation in stored.items()},
+    )
 
 
 def headline(workdir: epath.PathLike) -> list[Row]:
@@ -128,6 +149,37 @@ def print_table(found: Iterable[Row], console: rich.console.Console | None = Non
             label = row.label if row.text else f"{family.replace('_', ' ')}: {row.label}"
             table.add_row(label, *shown)
     (console or rich.console.Console()).print(table)
+
+
+def to_csv(found: Iterable[Row]) -> str:
+    """One line a metric, numbers in full, the protocol as JSON."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    columns = ("evaluator", "metric", "value", "low", "high", "chance", "unit")
+    writer.writerow([*columns, "protocol"])
+    for row in found:
+        protocol = json.dumps(row.protocol, sort_keys=True, ensure_ascii=False)
+        writer.writerow([*(getattr(row, column) for column in columns), protocol])
+    return file.getvalue()
+
+
+def to_markdown(found: Iterable[Row]) -> str:
+    """A table of all rows, the protocol beside each number."""
+    lines = [
+        "| evaluator | metric | value | 95 % interval | chance | protocol |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in found:
+        cells = (
+            row.evaluator,
+            row.label,
+            format_value(row.value, row.unit),
+            format_interval(row),
+            format_value(row.chance, row.unit),
+            format_protocol(row.protocol),
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def by_family(found: Iterable[Row]) -> dict[str, list[Row]]:
@@ -172,8 +224,37 @@ def format_value(value: float | None, unit: str) -> str:
     return f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}"
 
 
+def format_interval(row: Row) -> str:
+    """ "11.9 to 12.8 %", or "" without one."""
+    if row.low is None or row.high is None:
+        return ""
+    low, high = (format_value(bound, row.unit) for bound in (row.low, row.high))
+    return f"{low.removesuffix(' %') if high.endswith(' %') else low} to {high}"
+
+
+def format_protocol(protocol: Mapping[str, Any]) -> str:
+    """ "prefix: a photo of; templates: 9 (a photo of a {}., ...)": what is empty is left out."""
+    parts = [
+        f"{key}: {_brief(value)}" for key, value in protocol.items() if value not in ("", None)
+    ]
+    return "; ".join(parts)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_brief(v)}" for k, v in value.items() if v not in ("", None))
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(map(str, value[:3]))
+        return shown if len(value) <= 3 else f"{len(value)} ({shown}, ...)"
+    return str(value)
+
+
 def _cell(row: Row | None, field: str) -> str:
-    return "" if row is None else format_value(getattr(row, field), row.unit)
+    if row is None:
+        return ""
+    text = format_value(getattr(row, field), row.unit)
+    interval = format_interval(row) if field == "value" else ""
+    return f"{text} ({interval})" if interval else text
 
 
 def _family(evaluator: str, evaluators: Sequence[str]) -> str:
