@@ -19,7 +19,7 @@ from big_mm.data.pipeline import Pipeline
 from big_mm.data.records import TFRecordSource
 from big_mm.data.tokenizers import SentencePiece
 from big_mm.data.transforms import ChooseCaption, Decode, RandomResizedCrop, Tokenize
-from big_mm.evaluators import Captioning, GroundingGap, Retrieval, ZeroShot
+from big_mm.evaluators import Captioning, GroundingGap, Retrieval, ZeroShot, prompts
 from big_mm.losses import captioning, contrastive
 from big_mm.models import variants
 from big_mm.objectives.base import Weighted
@@ -103,7 +103,11 @@ def evaluators(folder, count):
     test = source(folder, "test")
     if label:
         named = source(folder, "test", extra=("class_name",))
-        return {f"zero_shot{suffix}": spec(ZeroShot, source=named, templates=("a photo of a {}.",))}
+        return {
+            f"zero_shot{suffix}": spec(
+                ZeroShot, source=named, prompts=spec(prompts.Templates, templates=prompts.PHOTO)
+            )
+        }
     return {
         f"retrieval{suffix}": spec(Retrieval, source=test),
         f"captioning{suffix}": spec(Captioning, source=test),

@@ -14,7 +14,14 @@ from big_mm.data.pipeline import Pipeline
 from big_mm.data.records import TFRecordSource
 from big_mm.data.tokenizers import SentencePiece
 from big_mm.data.transforms import ChooseCaption, Decode, Tokenize
-from big_mm.evaluators import Captioning, GroundingGap, Retrieval, SceneAccuracy, ZeroShot
+from big_mm.evaluators import (
+    Captioning,
+    GroundingGap,
+    Retrieval,
+    SceneAccuracy,
+    ZeroShot,
+    prompts,
+)
 from big_mm.losses import captioning, contrastive
 from big_mm.models import variants
 from big_mm.objectives.base import Weighted
@@ -89,7 +96,7 @@ def evaluators(data, kinds, suffix):
             ZeroShot,
             source=source(data, f"zero_shot_{kinds}", label="label"),
             classnames=scenes.CLASS_NAMES,
-            templates=scenes.PROMPTS,
+            prompts=spec(prompts.Templates, templates=scenes.PROMPTS),
         ),
         f"retrieval{suffix}": spec(
             Retrieval, source=source(data, f"retrieval_{kinds}"), captions_per_image=1

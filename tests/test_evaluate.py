@@ -82,9 +82,8 @@ def test_the_numbers_are_those_of_training(run, tmp_path, capsys):
 
 def test_a_report_of_an_evaluation(run, tmp_path):
     metrics, _ = evaluate.evaluate(run, only=("zero_shot",), workdir=tmp_path, bootstrap=0)
-    assert set(metrics) == {
-        f"zero_shot/{m}" for m in ("accuracy", "accuracy_chance", "top5", "top5_chance", "examples")
-    }
+    names = [f"{m}{end}" for m in ("accuracy", "mean_per_class", "top5") for end in ("", "_chance")]
+    assert set(metrics) == {f"zero_shot/{m}" for m in [*names, "examples"]}
     assert json.loads((tmp_path / "evaluation.json").read_text()) == metrics
     stored = json.loads((tmp_path / "artifacts" / "zero_shot.json").read_text())
     assert stored["step"] == 7 and (tmp_path / "report.html").exists()
@@ -114,7 +113,7 @@ def test_tables_have_interval_and_protocol_beside_each_number(run, tmp_path):
         assert row["low"] == str(metrics.get(f"{name}_low", ""))
         assert json.loads(row["protocol"])["input"] == "16 pixels, squash, area"
     text = (tmp_path / "evaluation.md").read_text()
-    assert text.count("\n") == len(rows) + 2 and text.count("templates: {}") == 3
+    assert text.count("\n") == len(rows) + 2 and text.count("templates: {}") == 4
     page = (tmp_path / "report.html").read_text()
     assert "16 pixels, squash, area" in page
 

@@ -2,16 +2,18 @@
 
 import collections
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from big_mm.data.records import Source
-from big_mm.evaluators import base, prompts
+from big_mm.evaluators import base
 from big_mm.evaluators.base import About
+from big_mm.evaluators.prompts import Differential, Templates, read_list
 from big_mm.metrics import recall
-from big_mm.metrics.statistics import Mean, Statistic
+from big_mm.metrics.statistics import ClassMean, Mean, Statistic
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
 
@@ -23,22 +25,29 @@ _SHOWN_MISTAKES = 6
 class ZeroShot(base.Evaluator):
     """The class whose name is nearest to the image (arXiv:2103.00020, section 3.1).
 
-    A class is the mean of the unit embeddings of its name in every template, brought back to unit
-    length. Equal similarities count against the model. Chance is one over the number of classes.
+    A class is the mean of the unit embeddings of its texts, brought back to unit length (unless the
+    prompts say otherwise). Equal similarities count against the model: open_clip and CLIP_benchmark
+    take the first class then, and agree wherever no two classes tie. Chance is one over the number
+    of classes. Mean per class is what Caltech-101, Flowers, Pets and Aircraft are reported in.
 
     Attributes:
       source: records with a class number.
-      classnames: in the order of the class numbers; None: the records' own `class_name`, so the
-        schema needs extra=("class_name",), and the choice is among the classes that occur.
-      templates: sentences with one {} (`prompts`).
+      classnames: in the order of the class numbers, or a file of them (`read_list`), one
+        for each language; None: the records' own `class_name`, so the schema needs
+        extra=("class_name",), and the choice is among the classes that occur.
+      prompts: the texts of each class, a component of `prompts`.
+      second_look: a `Differential`, if classes that are nearly alike are to be told apart.
+      ks: "top<k>" beside accuracy, for each k below the number of classes.
       label: the record's key with the class number.
       batch_size: images prepared at a time.
       limit: only the first records.
     """
 
     source: Source
-    classnames: tuple[str, ...] | None = None
-    templates: tuple[str, ...] = prompts.PLAIN
+    classnames: tuple[str, ...] | str | None = None
+    prompts: Any = Templates()
+    second_look: Differential | None = None
+    ks: tuple[int, ...] = (5,)
     label: str = "label"
     batch_size: int = 256
     limit: int | None = None
@@ -53,26 +62,46 @@ class ZeroShot(base.Evaluator):
         "top5": About(
             "Zero-shot top 5", "images whose own class name is among the five nearest class names"
         ),
+        "mean_per_class": About(
+            "Zero-shot mean per class", "accuracy of each class that occurs, averaged over classes"
+        ),
     }
 
+    def __post_init__(self) -> None:
+        if not hasattr(self.prompts, "texts"):
+            raise UserError(
+                f"prompts={self.prompts!r} must be a component such as "
+                "big_mm.evaluators.prompts.Templates"
+            )
+
     def evaluate(self, predictor: Predictor, step: int) -> base.Result:
-        """Metrics: accuracy, top5 (of more than 5 classes), their chance levels, examples.
+        """Metrics: accuracy, mean_per_class, top<k>, their chance levels, examples.
 
         Raises:
-          UserError: no label, a label without a name, or a model without embeddings.
+          UserError: no label, a label without a name, one name twice, or a model without
+            embeddings.
         """
         embeddings, labels, named, index, keys = self._embed_images(predictor)
         classnames, labels = self._classes(labels, named)
-        classes = class_embeddings(predictor, classnames, self.templates)
-        numbers = np.arange(len(classnames))
-        ranking = recall.rank(embeddings, classes, labels, numbers, k=5)
+        count = len(classnames)
+        texts = self.prompts.texts(classnames)
+        classes = class_embeddings(predictor, texts, self.prompts.renormalize)
+        ks = [k for k in sorted(self.ks) if k < count]
+        depth = max([1, *ks, self.second_look.k if self.second_look else 1])
+        numbers = np.arange(count)
+        ranking = recall.rank(embeddings, classes, labels, numbers, k=depth)
+        if self.second_look is not None:
+            ranking = look_again(
+                predictor, self.second_look, classnames, classes, embeddings, labels, ranking
+            )
+        first = ranking.right[:, 0]
         metrics: dict[str, float | Statistic] = {
-            "accuracy": Mean.of(ranking.right[:, 0]),
-            "accuracy_chance": 1 / len(classnames),
+            "accuracy": Mean.of(first),
+            "mean_per_class": ClassMean(first.astype(np.float64), labels),
         }
-        if len(classnames) > 5:
-            metrics["top5"] = Mean.of(ranking.right[:, :5].any(axis=1))
-            metrics["top5_chance"] = 5 / len(classnames)
+        metrics |= {f"top{k}": Mean.of(ranking.right[:, :k].any(axis=1)) for k in ks}
+        metrics |= {"accuracy_chance": 1 / count, "mean_per_class_chance": 1 / count}
+        metrics |= {f"top{k}_chance": k / count for k in ks}
         metrics["examples"] = float(len(labels))
         table = confusion_table(classnames, labels, ranking.indices[:, 0])
         table["mistakes"] = [
@@ -81,9 +110,12 @@ class ZeroShot(base.Evaluator):
                 "true": classnames[labels[i]],
                 "predicted": classnames[ranking.indices[i, 0]],
             }
-            for i in np.flatnonzero(~ranking.right[:, 0])[:_SHOWN_MISTAKES]
+            for i in np.flatnonzero(~first)[:_SHOWN_MISTAKES]
         ]
-        return base.Result(metrics, {"classes": table}, keys, {"templates": list(self.templates)})
+        protocol = {"classes": count} | self.prompts.protocol()
+        if self.second_look is not None:
+            protocol |= self.second_look.protocol()
+        return base.Result(metrics, {"classes": table}, keys, protocol)
 
     def _embed_images(
         self, predictor: Predictor
@@ -115,11 +147,13 @@ class ZeroShot(base.Evaluator):
     ) -> tuple[tuple[str, ...], Int[np.ndarray, " n"]]:
         """The class names, and the labels as positions in them."""
         if self.classnames is not None:
-            if labels.max() >= len(self.classnames):
+            classnames = tuple(read_list(self.classnames))
+            if labels.max() >= len(classnames):
                 raise UserError(
-                    f"label {labels.max()} has no name among the {len(self.classnames)} classnames"
+                    f"label {labels.max()} has no name among the {len(classnames)} classnames"
                 )
-            return self.classnames, labels
+            _check_names(classnames)
+            return classnames, labels
         if None in named:
             raise UserError(
                 "classnames is not set and the records have no class_name: give classnames=(...), "
@@ -127,18 +161,83 @@ class ZeroShot(base.Evaluator):
             )
         occurring, positions = np.unique(labels, return_inverse=True)
         first = {label: name for label, name in zip(labels[::-1], named[::-1], strict=True)}
-        return tuple(first[label] for label in occurring), positions
+        classnames = tuple(first[label] for label in occurring)
+        _check_names(classnames)
+        return classnames, positions
 
 
 def class_embeddings(
-    predictor: Predictor, classnames: tuple[str, ...], templates: tuple[str, ...]
+    predictor: Predictor, texts: Sequence[Sequence[str]], renormalize: bool = True
 ) -> Float[np.ndarray, "classes width"]:
-    """Unit mean over the templates of the unit text embeddings."""
-    texts = predictor.encode_text(prompts.fill(templates, classnames))
-    texts = texts.reshape(len(classnames), len(templates), -1).astype(np.float64)
-    texts /= np.linalg.norm(texts, axis=-1, keepdims=True)
-    mean = texts.mean(axis=1)
-    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+    """The mean of the unit embeddings of each class's texts, of unit length if `renormalize`."""
+    counts = [len(row) for row in texts]
+    return _means(_embed(predictor, [text for row in texts for text in row]), counts, renormalize)
+
+
+def look_again(
+    predictor: Predictor,
+    differential: Differential,
+    classnames: Sequence[str],
+    classes: Float[np.ndarray, "classes width"],
+    images: Float[np.ndarray, "n width"],
+    labels: Int[np.ndarray, " n"],
+    ranking: recall.Ranking,
+) -> recall.Ranking:
+    """The first `differential.k` classes of each image in the order of a second score; ties are
+    resolved against the model again.
+    """
+    k = min(differential.k, ranking.indices.shape[1])
+    candidates = ranking.indices[:, :k]
+    sets, which = np.unique(np.sort(candidates, axis=1), axis=0, return_inverse=True)
+    wanted = {(a, b) for row in sets.tolist() for a in row for b in row if a != b}
+    texts = {p: differential.texts(classnames[p[0]], classnames[p[1]]) for p in sorted(wanted)}
+    flat = sorted({text for found in texts.values() for text in found})
+    vectors = dict(zip(flat, _embed(predictor, flat), strict=True)) if flat else {}
+    indices, right = ranking.indices.copy(), ranking.right.copy()
+    for number, members in enumerate(sets.tolist()):
+        rows = np.flatnonzero(np.ravel(which) == number)
+        embedded = [classes[c] for c in members]
+        for place, c in enumerate(members):
+            own = [vectors[t] for other in members if other != c for t in texts[c, other]]
+            if own:
+                mean = np.mean(own, axis=0)
+                embedded[place] = mean / np.linalg.norm(mean)
+        scores = (images[rows].astype(np.float64) @ np.stack(embedded).T).astype(np.float32)
+        own_class = labels[rows, None] == np.array(members)
+        order = np.lexsort((own_class, -scores), axis=1)
+        indices[rows, :k] = np.array(members)[order]
+        right[rows, :k] = np.take_along_axis(own_class, order, axis=1)
+    return recall.Ranking(indices, right)
+
+
+def _embed(predictor: Predictor, texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
+    """Unit embeddings in float64, each different text computed once."""
+    unique, places = np.unique(np.array(texts, dtype=object), return_inverse=True)
+    vectors = predictor.encode_text(unique.tolist()).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors[np.ravel(places)]
+
+
+def _means(
+    vectors: Float[np.ndarray, "texts width"], counts: Sequence[int], renormalize: bool
+) -> Float[np.ndarray, "classes width"]:
+    ends = np.cumsum(counts)
+    mean = np.stack(
+        [vectors[end - n : end].mean(axis=0) for n, end in zip(counts, ends, strict=True)]
+    )
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True) if renormalize else mean
+
+
+def _check_names(classnames: Sequence[str]) -> None:
+    """Refuses one name for two classes, which no model could tell apart."""
+    first: dict[str, int] = {}
+    for number, name in enumerate(classnames):
+        if name in first:
+            raise UserError(
+                f"classes {first[name]} and {number} are both called {name!r}: give them "
+                "different names"
+            )
+        first[name] = number
 
 
 def confusion_table(

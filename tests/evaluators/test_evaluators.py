@@ -21,6 +21,7 @@ from big_mm.evaluators import (
     ZeroShot,
     base,
     captioning,
+    prompts,
     run_all,
     suite,
 )
@@ -61,51 +62,6 @@ def classifier(contract, wrong=()):
         image_vector=lambda n: basis(n % 4 + (n in wrong)),
         text_vector=lambda text: basis(NAMES.index(text.split()[-1])),
     )
-
-
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_zero_shot_counts_every_sound_record_once(contract, batch_size):
-    source = oracles.Numbered(23, labelled, damaged=(0, 6, 22))
-    oracle = classifier(contract, wrong=(1, 2, 6))
-    result = ZeroShot(source, NAMES, batch_size=batch_size).evaluate(oracle, 0)
-    assert result.values == {"accuracy": 18 / 20, "accuracy_chance": 1 / 4, "examples": 20}
-    table = result.artifacts["classes"]
-    assert sum(table["examples"]) == 20 and sum(table["right"]) == 18
-    assert table["confusions"] == [
-        {"true": "one", "predicted": "two", "count": 1, "of": 6},
-        {"true": "two", "predicted": "three", "count": 1, "of": 4},
-    ]
-    assert [m["true"] for m in table["mistakes"]] == ["one", "two"]
-
-
-def test_zero_shot_takes_names_from_the_records(contract):
-    source = oracles.Numbered(8, lambda i: labelled(1 + 2 * (i % 2)))
-    result = ZeroShot(source).evaluate(classifier(contract, wrong=range(0, 8, 2)), 0)
-    assert result.artifacts["classes"]["classnames"] == ["one", "three"]
-    assert result.metrics["accuracy_chance"] == 1 / 2
-
-
-def test_a_class_is_the_normalised_mean_of_normalised_prompts(contract):
-    """Two prompts of different directions: their mean decides, not the longer vector."""
-    vectors = {"a x": (1, 0, 0), "the x": (0, 1, 0), "a y": (0.8, 0, 0.6), "the y": (0, 0.2, 0.9)}
-    oracle = oracles.Oracle(
-        contract, lambda n: (1, 1, 0), lambda text: np.array(vectors[text]) * (1 + len(text))
-    )
-    source = oracles.Numbered(1, lambda i: {"label": 0})
-    metrics = ZeroShot(source, ("x", "y"), ("a {}", "the {}")).run(oracle, 0)
-    assert metrics["accuracy"] == 1.0
-
-
-def test_zero_shot_refuses_records_it_cannot_judge(contract):
-    oracle = classifier(contract)
-    with pytest.raises(UserError, match="'n0' has no label"):
-        ZeroShot(oracles.Numbered(3), NAMES).run(oracle, 0)
-    with pytest.raises(UserError, match="label 3 has no name among the 2 classnames"):
-        ZeroShot(oracles.Numbered(4, labelled), NAMES[:2]).run(oracle, 0)
-    with pytest.raises(UserError, match="records have no class_name"):
-        ZeroShot(oracles.Numbered(4, lambda i: {"label": 0})).run(oracle, 0)
-    with pytest.raises(UserError, match="must hold {} exactly once"):
-        ZeroShot(oracles.Numbered(4, labelled), NAMES, ("a photo",)).run(oracle, 0)
 
 
 def several(i):
@@ -231,7 +187,9 @@ def everything(batch_size):
 
     source = oracles.Numbered(21, features, damaged=(5,))
     return {
-        "zero_shot": ZeroShot(source, tiny.TEXTS, ("{}", "a {}"), batch_size=batch_size),
+        "zero_shot": ZeroShot(
+            source, tiny.TEXTS, prompts.Templates(("{}", "a {}")), batch_size=batch_size
+        ),
         "retrieval": Retrieval(source, batch_size=batch_size),
         "captioning": Captioning(source, batch_size=batch_size),
         "grounding": GroundingGap(source, batch_size=batch_size),
