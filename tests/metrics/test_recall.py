@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from big_mm.metrics import recall
+from big_mm.metrics.recall import Pairs, Ranking, SameId
 from big_mm.spec import UserError
 
 
@@ -38,7 +39,7 @@ def galleries(draw):
 @hypothesis.given(galleries(), st.integers(1, 15), st.integers(1, 5))
 def test_equals_a_full_sort_for_any_tiling(problem, k, chunk):
     queries, gallery, query_ids, item_ids = problem
-    ranking = recall.rank(*problem, k=k, chunk=chunk)
+    ranking = recall.rank(queries, gallery, SameId(query_ids, item_ids), k, chunk)
     expected = brute_force(*problem, k)
     np.testing.assert_array_equal(ranking.indices, expected)
     np.testing.assert_array_equal(ranking.right, item_ids[expected] == query_ids[:, None])
@@ -52,7 +53,7 @@ def test_equals_a_full_sort_for_any_tiling(problem, k, chunk):
 
 def test_a_collapsed_model_scores_zero():
     same = np.ones((20, 4), np.float32) / 2
-    ranking = recall.rank(same, same, np.arange(20), np.arange(20), k=10)
+    ranking = recall.rank(same, same, SameId(np.arange(20), np.arange(20)), k=10)
     assert ranking.recall(10) == 0
 
 
@@ -64,7 +65,7 @@ def test_equal_vectors_tie_wherever_they_stand():
     query = rng.normal(size=(3, 257)).astype(np.float32)
     ids = np.arange(101)
     for query_id in (0, 50, 100):
-        ranking = recall.rank(query, gallery, np.full(3, query_id), ids, k=100)
+        ranking = recall.rank(query, gallery, SameId(np.full(3, query_id), ids), k=100)
         assert (ranking.indices == np.delete(ids, query_id)).all()
 
 
@@ -72,14 +73,14 @@ def test_large_galleries_are_ranked_in_tiles():
     rng = np.random.default_rng(1)
     queries, gallery = (rng.normal(size=(n, 16)).astype(np.float32) for n in (50, 3000))
     ids = rng.integers(0, 3000, 50)
-    tiled = recall.rank(queries, gallery, ids, np.arange(3000), k=10, chunk=97)
+    tiled = recall.rank(queries, gallery, SameId(ids, np.arange(3000)), k=10, chunk=97)
     whole = np.argsort(-(queries.astype(float) @ gallery.T.astype(float)), axis=1)[:, :10]
     np.testing.assert_array_equal(tiled.indices, whole)
 
 
 def test_any_of_several_right_items_is_a_hit():
     gallery = np.eye(4, dtype=np.float32)
-    ranking = recall.rank(gallery[3:], gallery, np.array([7]), np.array([7, 1, 1, 7]), k=1)
+    ranking = recall.rank(gallery[3:], gallery, SameId(np.array([7]), np.array([7, 1, 1, 7])), k=1)
     assert ranking.recall(1) == 1.0 and ranking.indices[0, 0] == 3
 
 
@@ -90,12 +91,41 @@ def test_chance_is_the_mean_over_all_orders(item_ids, k):
     orders = list(itertools.permutations(range(len(item_ids))))
     hits = sum(q in item_ids[list(order[:k])] for q in query_ids for order in orders)
     expected = fractions.Fraction(hits, len(orders) * len(query_ids))
-    assert recall.chance(query_ids, item_ids, k) == pytest.approx(float(expected))
+    assert recall.chance(SameId(query_ids, item_ids), len(item_ids), k) == pytest.approx(
+        float(expected)
+    )
+
+
+@hypothesis.given(galleries(), st.integers(1, 15), st.integers(1, 5))
+def test_pairs_are_as_ids(problem, k, chunk):
+    queries, gallery, query_ids, item_ids = problem
+    by_id = SameId(query_ids, item_ids)
+    query, item = np.nonzero(query_ids[:, None] == item_ids)
+    twice = np.concatenate([query, query]), np.concatenate([item, item])
+    pairs = Pairs(*twice, len(queries), len(gallery))
+    ours, theirs = (recall.rank(queries, gallery, r, k, chunk) for r in (pairs, by_id))
+    np.testing.assert_array_equal(ours.indices, theirs.indices)
+    np.testing.assert_array_equal(ours.right, theirs.right)
+    np.testing.assert_array_equal(ours.positives, theirs.positives)
+
+
+def test_ranked_lists_score_by_hand():
+    """Right items at ranks 1 and 3 of four; at rank 2 of one; nowhere, of two."""
+    right = np.array([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
+    ranking = Ranking(np.zeros(right.shape, int), right, np.array([4, 1, 2]))
+    np.testing.assert_allclose(ranking.average_precision(4), [(1 + 2 / 3) / 4, 1 / 2, 0])
+    np.testing.assert_allclose(ranking.average_precision(2), [1 / 2, 1 / 2, 0])
+    discounts = 1 / np.log2([2, 3, 4, 5])
+    best = discounts.sum(), discounts[0]
+    expected = (discounts[0] + discounts[2]) / best[0], discounts[1] / best[1], 0
+    np.testing.assert_allclose(ranking.ndcg(4), expected)
+    np.testing.assert_allclose(ranking.reciprocal_rank(), [1, 1 / 2, 0])
+    np.testing.assert_allclose(ranking.hits(1), [1, 0, 0])
 
 
 def test_bad_input_is_named():
     unit = np.eye(2, dtype=np.float32)
     with pytest.raises(ValueError, match="query 1 has no right item"):
-        recall.rank(unit, unit, np.array([0, 5]), np.array([0, 1]))
+        recall.rank(unit, unit, SameId(np.array([0, 5]), np.array([0, 1])))
     with pytest.raises(UserError, match="gallery embeddings are not finite"):
-        recall.rank(unit, unit * np.nan, np.array([0, 1]), np.array([0, 1]))
+        recall.rank(unit, unit * np.nan, SameId(np.array([0, 1]), np.array([0, 1])))
