@@ -231,6 +231,49 @@ class Predictor:
             functools.partial(self._program(programs.caption_log_likelihood), self.params),
         )
 
+    def texts_log_likelihood(
+        self, images: Pictures, texts: Sequence[Sequence[str]], prefix: str | Sequence[str] = ""
+    ) -> tuple[Float32[np.ndarray, "n texts"], Int32[np.ndarray, "n texts"]]:
+        """log p(text | image, prefix) of several texts of each image, and over how many tokens.
+
+        Each image is encoded once. The tokens of prefix + text are counted (eos included) from the
+        first in which one of the image's texts differs from the prefix alone, so that the texts of
+        an image compare exactly, however a tokenizer joins them to the prefix. Where an image has
+        fewer texts than another, the rest is -inf of 0 tokens. A program compiles for each largest
+        number of texts.
+
+        Args:
+          prefix: for all, or one for each image; put before each text as it is.
+
+        Raises:
+          UserError: as `caption`; lists of different lengths; an image without texts.
+        """
+        count = _count(images)
+        if count != len(texts):
+            raise UserError(f"{count} images for {len(texts)} lists of texts")
+        if not all(texts):
+            raise UserError(f"images[{[bool(t) for t in texts].index(False)}] has no texts")
+        length = self.contract.max_len
+        shared, given = self._prefixes(prefix, count, length)
+        prefixes = [prefix] * count if isinstance(prefix, str) else prefix
+        whole = [first + text for first, row in zip(prefixes, texts, strict=True) for text in row]
+        encoded, _ = self.contract.text(whole)
+        there = np.arange(max(map(len, texts))) < np.array([len(row) for row in texts])[:, None]
+        pad_id = self.contract.tokenizer.pad_id
+        tokens = np.full((*there.shape, length), pad_id, np.int32)
+        tokens[there] = encoded
+        same = (tokens == shared[:, None]) & (np.arange(length) < given[:, None, None])
+        common = same.cumprod(axis=-1).sum(axis=-1)
+        start = np.where(there, common, length).min(axis=-1)
+        counted = (tokens != pad_id) & (np.arange(length) >= start[:, None, None])
+        totals, counts = self._collect(
+            "texts",
+            count,
+            lambda at: (self._pictures(images, at), tokens[at], counted[at]),
+            functools.partial(self._program(programs.texts_log_likelihood), self.params),
+        )
+        return np.where(there, totals, -np.inf).astype(np.float32), counts
+
     def outputs(self, batch: Batch, keys: Sequence[str] | None = None) -> Outputs:
         """The model's outputs for this process's rows of a batch, of any number of rows.
 

@@ -101,7 +101,38 @@ def caption_log_likelihood(
     """Log-probability of the counted tokens of each caption, bos excluded, and their number."""
     batch = {"image": image, "tokens": tokens, "token_mask": token_mask}
     outputs = model.apply({"params": params}, batch, train=False)
-    logits = _output(model, outputs, "caption_logits")[:, :-1].astype(jnp.float32)
+    return _log_likelihood(_output(model, outputs, "caption_logits")[:, :-1], tokens, counted)
+
+
+def texts_log_likelihood(
+    model: nn.Module,
+    params: Any,
+    image: UInt8[Array, "batch size size 3"],
+    tokens: Int[Array, "batch texts length"],
+    counted: Bool[Array, "batch texts length"],
+) -> tuple[Float[Array, "batch texts"], Int[Array, "batch texts"]]:
+    """`caption_log_likelihood` of several texts of each image, which is encoded once."""
+    outputs = _method(model, "encode_image")({"params": params}, image)
+    image_tokens = _output(model, outputs, "image_tokens")
+    _, variables = _method(model, "init_cache")({"params": params}, image_tokens, mutable=["cache"])
+    decode_step = functools.partial(_method(model, "decode_step"), mutable=["cache"])
+
+    def score(text: tuple[Array, Array]) -> tuple[Array, Array]:
+        tokens, counted = text
+        outputs, _ = decode_step({"params": params, "cache": variables["cache"]}, tokens[:, :-1])
+        return _log_likelihood(outputs["caption_logits"], tokens, counted)
+
+    totals, counts = jax.lax.map(score, (tokens.swapaxes(0, 1), counted.swapaxes(0, 1)))
+    return totals.T, counts.T
+
+
+def _log_likelihood(
+    logits: Float[Array, "batch steps vocabulary"],
+    tokens: Int[Array, "batch length"],
+    counted: Bool[Array, "batch length"],
+) -> tuple[Float[Array, " batch"], Int[Array, " batch"]]:
+    """Of the tokens behind the first; step i predicts token i + 1."""
+    logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
     log_probability = chosen - jax.nn.logsumexp(logits, axis=-1)
     counted = counted[:, 1:]
