@@ -8,6 +8,7 @@ ranked by the host alone; so the result is `recall.rank`'s on any backend and nu
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,45 @@ def rank(
     return Ranking(indices, relevance.of(indices), positives)
 
 
+def nearest(
+    queries: Float[np.ndarray, "query width"], gallery: Float[np.ndarray, "item width"]
+) -> Int[np.ndarray, " query"]:
+    """The item with the largest inner product of each query, in float32."""
+    return top_k(queries, gallery, 1)[1][:, 0]
+
+
+def ranks(
+    queries: Float[np.ndarray, "query width"],
+    gallery: Float[np.ndarray, "item width"],
+    relevance: Relevance,
+    ranking: Ranking,
+    mesh: Mesh | None = None,
+) -> Int[np.ndarray, " query"]:
+    """The rank, from 1, of the first right item of each query.
+
+    Beyond the depth of the ranking it is counted in float32, what is equal to rounding before the
+    right item.
+    """
+    found = 1 + ranking.right.argmax(axis=1)
+    missed = np.flatnonzero(~ranking.right.any(axis=1))
+    if not len(missed):
+        return found
+    asked = queries[missed]
+    query, item = relevance.take(missed).pairs()
+    scores = np.empty(len(query))
+    for start in range(0, len(query), _HOST // gallery.shape[1]):
+        rows = slice(start, start + _HOST // gallery.shape[1])
+        left, right = asked[query[rows]].astype(np.float64), gallery[item[rows]]
+        scores[rows] = np.einsum("pd,pd->p", left, right.astype(np.float64))
+    best = np.full(len(missed), -np.inf)
+    np.maximum.at(best, query, scores)
+    threshold = best - rounding(asked, gallery)
+    right = np.bincount(query, scores >= threshold[query], minlength=len(missed))
+    before = _over_blocks(asked, gallery, mesh, 0, threshold.astype(np.float32))[0] - right
+    found[missed] = np.maximum(before.astype(np.int64), ranking.indices.shape[1]) + 1
+    return found
+
+
 def top_k(
     queries: Float[np.ndarray, "query width"],
     gallery: Float[np.ndarray, "item width"],
@@ -76,75 +116,98 @@ def top_k(
 
     Of equal ones any may be left out; `rank` is the exact one. `k` is at most the gallery's size.
     """
-    mesh = mesh or mesh_lib.MeshConfig().make()
-    devices = mesh.size
-    tile = min(_TILE, -(-len(gallery) // devices))
-    padded = -(-len(gallery) // (devices * tile)) * devices * tile
-    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
-        begin, end, _ = index[0].indices(padded)
-        rows = np.zeros((end - begin, gallery.shape[1]), np.float32)
-        there = gallery[begin : min(end, len(gallery))]
-        rows[: len(there)] = there
-        return rows
-
-    held = jax.make_array_from_callback((padded, gallery.shape[1]), spread, shard)
-    size = min(_QUERIES, len(queries))
-    program = _program(mesh, k, tile, len(gallery))
-    found = []
-    for start in range(0, len(queries), size):
-        block = np.zeros((size, queries.shape[1]), np.float32)
-        given = queries[start : start + size]
-        block[: len(given)] = given
-        everywhere = mesh_lib.replicated(mesh)
-        placed = jax.make_array_from_callback(block.shape, everywhere, block.__getitem__)
-        found.append(program(placed, held))
-        if len(found) > 1:
-            found[-2] = jax.device_get(found[-2])
-    scores, items = (
-        np.concatenate(x)[: len(queries)] for x in zip(*jax.device_get(found), strict=True)
-    )
+    scores, items = _over_blocks(queries, gallery, mesh, k)
     return scores, items.astype(np.int64)
 
 
-@functools.cache
-def _program(mesh: Mesh, k: int, tile: int, items: int):
-    """The compiled search over tiles of the devices' parts, joined."""
+def _over_blocks(
+    queries: Float[np.ndarray, "query width"],
+    gallery: Float[np.ndarray, "item width"],
+    mesh: Mesh | None,
+    k: int,
+    thresholds: Float[np.ndarray, " query"] | None = None,
+) -> tuple[np.ndarray, ...]:
+    """Runs a program over blocks of queries against the gallery, spread over the devices."""
+    mesh = mesh or mesh_lib.MeshConfig().make()
+    tile = min(_TILE, -(-len(gallery) // mesh.size))
+    padded = -(-len(gallery) // (mesh.size * tile)) * mesh.size * tile
 
-    def local(queries: Array, part: Array) -> tuple[Array, Array]:
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        begin, end, _ = index[0].indices(padded)
+        return _padded(gallery[begin : min(end, len(gallery))], end - begin)
+
+    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    held = jax.make_array_from_callback((padded, gallery.shape[1]), spread, shard)
+    size = min(_QUERIES, len(queries))
+    inputs = [queries] if thresholds is None else [queries, thresholds]
+    program = _program(mesh, k, tile, len(gallery))
+    found = []
+    for start in range(0, len(queries), size):
+        blocks = [_padded(x[start : start + size], size) for x in inputs]
+        everywhere = mesh_lib.replicated(mesh)
+        placed = [jax.make_array_from_callback(b.shape, everywhere, b.__getitem__) for b in blocks]
+        found.append(program(held, *placed))
+        if len(found) > 1:
+            found[-2] = jax.device_get(found[-2])
+    joined = zip(*jax.device_get(found), strict=True)
+    return tuple(np.concatenate(x)[: len(queries)] for x in joined)
+
+
+def _padded(rows: np.ndarray, count: int) -> np.ndarray:
+    out = np.zeros((count, *rows.shape[1:]), np.float32)
+    out[: len(rows)] = rows
+    return out
+
+
+@functools.cache
+def _program(mesh: Mesh, k: int, tile: int, items: int) -> Callable[..., tuple[Array, ...]]:
+    """(gallery, queries) -> the k best; (gallery, queries, thresholds) -> how many reach them."""
+
+    def tiles(part: Array, queries: Array) -> Callable[[Array], tuple[Array, Array]]:
         first = jax.lax.axis_index(mesh.axis_names) * part.shape[0]
-        rows = len(queries)
+
+        def scores(number: Array) -> tuple[Array, Array]:
+            columns = jax.lax.dynamic_slice_in_dim(part, number * tile, tile)
+            index = first + number * tile + jnp.arange(tile, dtype=jnp.int32)
+            found = jnp.matmul(queries, columns.T, precision="highest")
+            return jnp.where(index < items, found, -jnp.inf), index
+
+        return scores
+
+    def best(part: Array, queries: Array) -> tuple[Array, Array]:
+        scores, rows = tiles(part, queries), len(queries)
 
         def step(best: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
-            columns = jax.lax.dynamic_slice_in_dim(part, number * tile, tile)
-            scores = jnp.matmul(queries, columns.T, precision="highest")
-            index = first + number * tile + jnp.arange(tile, dtype=jnp.int32)
-            scores = jnp.where(index < items, scores, -jnp.inf)
-            values, places = jax.lax.top_k(scores, min(k, tile))
-            return _merge(best, (values, index[places]), k), None
+            found, index = scores(number)
+            values, places = jax.lax.top_k(found, min(k, tile))
+            more = values, index[places]
+            return _first(
+                *(jnp.concatenate(x, axis=1) for x in zip(best, more, strict=True)), k
+            ), None
 
         start = jnp.full((rows, k), -jnp.inf), jnp.zeros((rows, k), jnp.int32)
-        best, _ = jax.lax.scan(step, start, jnp.arange(part.shape[0] // tile))
-        values, index = (jax.lax.all_gather(x, mesh.axis_names) for x in best)
-        flat = [jnp.moveaxis(x, 0, 1).reshape(rows, -1) for x in (values, index)]
-        values, places = jax.lax.top_k(flat[0], k)
-        return values, jnp.take_along_axis(flat[1], places, axis=1)
+        found, _ = jax.lax.scan(step, start, jnp.arange(part.shape[0] // tile))
+        everyones = (jax.lax.all_gather(x, mesh.axis_names) for x in found)
+        return _first(*(jnp.moveaxis(x, 0, 1).reshape(rows, -1) for x in everyones), k)
+
+    def count(part: Array, queries: Array, thresholds: Array) -> tuple[Array]:
+        scores = tiles(part, queries)
+
+        def step(total: Array, number: Array) -> tuple[Array, None]:
+            return total + (scores(number)[0] >= thresholds[:, None]).sum(axis=1), None
+
+        start = jnp.zeros(len(queries), jnp.int32)
+        total, _ = jax.lax.scan(step, start, jnp.arange(part.shape[0] // tile))
+        return (jax.lax.psum(total, mesh.axis_names),)
 
     everywhere, spread = PartitionSpec(), PartitionSpec(mesh.axis_names)
-    mapped = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(everywhere, spread),
-        out_specs=(everywhere, everywhere),
-        check_vma=False,
-    )
-    return jax.jit(mapped)
+    mapped = functools.partial(jax.shard_map, mesh=mesh, out_specs=everywhere, check_vma=False)
+    if k:
+        return jax.jit(mapped(best, in_specs=(spread, everywhere)))
+    return jax.jit(mapped(count, in_specs=(spread, everywhere, everywhere)))
 
 
-def _merge(best: tuple[Array, Array], more: tuple[Array, Array], k: int) -> tuple[Array, Array]:
-    values = jnp.concatenate([best[0], more[0]], axis=1)
-    index = jnp.concatenate([best[1], more[1]], axis=1)
+def _first(values: Array, index: Array, k: int) -> tuple[Array, Array]:
     values, places = jax.lax.top_k(values, k)
     return values, jnp.take_along_axis(index, places, axis=1)
 

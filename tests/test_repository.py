@@ -36,7 +36,7 @@ LAYERS = (
     ("spec",),
     ("types", "trees", "mesh", "distributed", "allocator", "flops"),
     ("losses", "models", "data", "metrics", "decoding", "training.checkpoint"),
-    ("objectives", "evaluators", "predictor", "programs", "exported"),
+    ("objectives", "evaluators", "predictor", "programs", "exported", "search"),
     ("training", "interop", "curation"),
     (
         "train",

@@ -57,6 +57,19 @@ def test_neighbours_that_float32_cannot_tell_apart():
     equal(unit(rng.normal(size=(30, 300))), gallery, relevance, 7, None)
 
 
+@pytest.mark.parametrize("mesh", [{}, None], ids=str)
+def test_ranks_are_those_of_the_whole_order(mesh):
+    rng = np.random.default_rng(5)
+    queries, gallery = (unit(rng.normal(size=(n, 24))) for n in (40, 301))
+    relevance = Pairs(np.arange(80) % 40, rng.integers(301, size=80), 40, 301)
+    made = single_device_mesh() if mesh is None else MeshConfig(**mesh).make()
+    whole = recall.rank(queries, gallery, relevance, 301)
+    for k in (1, 20):
+        ranking = recall.rank(queries, gallery, relevance, k)
+        found = search.ranks(queries, gallery, relevance, ranking, made)
+        np.testing.assert_array_equal(found, 1 + whole.right.argmax(axis=1))
+
+
 def test_only_doubtful_queries_are_the_hosts(monkeypatch):
     rng = np.random.default_rng(3)
     gallery = unit(rng.normal(size=(500, 32)))

@@ -13,6 +13,7 @@ from big_mm.evaluators import base
 from big_mm.evaluators.base import About
 from big_mm.evaluators.prompts import Differential, Templates, read_list
 from big_mm.metrics import recall
+from big_mm.metrics.recall import SameId
 from big_mm.metrics.statistics import ClassMean, Mean, Statistic
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
@@ -88,8 +89,8 @@ class ZeroShot(base.Evaluator):
         classes = class_embeddings(predictor, texts, self.prompts.renormalize)
         ks = [k for k in sorted(self.ks) if k < count]
         depth = max([1, *ks, self.second_look.k if self.second_look else 1])
-        numbers = np.arange(count)
-        ranking = recall.rank(embeddings, classes, labels, numbers, k=depth)
+        relevance = SameId(labels, np.arange(count))
+        ranking = recall.rank(embeddings, classes, relevance, k=depth)
         if self.second_look is not None:
             ranking = look_again(
                 predictor, self.second_look, classnames, classes, embeddings, labels, ranking
@@ -207,7 +208,7 @@ def look_again(
         order = np.lexsort((own_class, -scores), axis=1)
         indices[rows, :k] = np.array(members)[order]
         right[rows, :k] = np.take_along_axis(own_class, order, axis=1)
-    return recall.Ranking(indices, right)
+    return recall.Ranking(indices, right, ranking.positives)
 
 
 def _embed(predictor: Predictor, texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:

@@ -29,6 +29,10 @@ class Relevance(abc.ABC):
         """The number of right items of each query."""
 
     @abc.abstractmethod
+    def pairs(self) -> tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]]:
+        """All right (query, item), by query."""
+
+    @abc.abstractmethod
     def take(self, rows: Int[np.ndarray, " row"]) -> "Relevance":
         """The same for these queries only, in this order."""
 
@@ -50,6 +54,14 @@ class SameId(Relevance):
         ids, counts = np.unique(self.item_ids, return_counts=True)
         places = np.minimum(np.searchsorted(ids, self.query_ids), len(ids) - 1)
         return np.where(ids[places] == self.query_ids, counts[places], 0)
+
+    def pairs(self) -> tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]]:
+        order = np.argsort(self.item_ids, kind="stable")
+        begin = np.searchsorted(self.item_ids[order], self.query_ids)
+        counts = self.counts()
+        query = np.repeat(np.arange(len(counts)), counts)
+        within = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return query, order[begin[query] + within]
 
     def take(self, rows: Int[np.ndarray, " row"]) -> "SameId":
         return SameId(self.query_ids[rows], self.item_ids)
@@ -85,6 +97,9 @@ class Pairs(Relevance):
 
     def counts(self) -> Int[np.ndarray, " query"]:
         return np.bincount(self.query, minlength=self.queries)
+
+    def pairs(self) -> tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]]:
+        return self.query, self.item
 
     def take(self, rows: Int[np.ndarray, " row"]) -> "Pairs":
         begin, end = np.searchsorted(self.query, rows), np.searchsorted(self.query, rows, "right")

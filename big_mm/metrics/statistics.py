@@ -87,14 +87,33 @@ class ClassMean(Statistic):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Median(Statistic):
-    """The lower median of the values."""
+    """The lower median of the values of all images; an image may have several, NaN being none."""
 
-    values: Values
+    values: Float[np.ndarray, "image ..."]
+
+    @classmethod
+    def grouped(
+        cls,
+        values: Sequence[float | int] | np.ndarray,
+        image: Int[np.ndarray, " value"],
+        images: int,
+    ) -> "Median":
+        """Of values that belong to images by number, as captions do."""
+        order = np.argsort(image, kind="stable")
+        counts = np.bincount(image, minlength=images)
+        place = np.arange(len(image)) - np.repeat(np.cumsum(counts) - counts, counts)
+        table = np.full((images, counts.max(initial=0)), np.nan)
+        table[np.asarray(image)[order], place] = np.asarray(values, np.float64)[order]
+        return cls(table)
 
     def __call__(self, weights: Weights) -> float:
-        order = np.argsort(self.values, kind="stable")
+        table = self.values.reshape(len(self.values), -1)
+        values, weights = table.ravel(), np.repeat(weights, table.shape[1])
+        there = ~np.isnan(values)
+        values, weights = values[there], weights[there]
+        order = np.argsort(values, kind="stable")
         reached = np.cumsum(weights[order])
-        return float(self.values[order][np.searchsorted(reached, reached[-1] / 2)])
+        return float(values[order][np.searchsorted(reached, reached[-1] / 2)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from PIL import Image
 from big_mm import spec
 from big_mm.data.contract import Contract, Decoding
 from big_mm.data.damage import BadRecord
+from big_mm.mesh import single_device_mesh
 from big_mm.predictor import Predictor
 
 
@@ -58,6 +59,7 @@ class Oracle(Predictor):
         self, contract, image_vector=None, text_vector=None, says=None, log_likelihood=None
     ):
         object.__setattr__(self, "contract", contract)
+        object.__setattr__(self, "mesh", single_device_mesh())
         object.__setattr__(self, "image_vector", image_vector)
         object.__setattr__(self, "text_vector", text_vector)
         object.__setattr__(self, "says", says)
@@ -78,6 +80,16 @@ class Oracle(Predictor):
         totals = [self.log_likelihood(number_of(image), caption) for image, caption in pairs]
         words = [len(caption.split()) for caption in captions]
         return np.array(totals, np.float32), np.array(words, np.int32)
+
+    def texts_log_likelihood(self, images, texts, prefix=""):
+        numbers = [number_of(np.array(Image.open(io.BytesIO(image)))) for image in images]
+        width = max(map(len, texts))
+        totals = np.full((len(texts), width), -np.inf, np.float32)
+        counts = np.zeros((len(texts), width), np.int32)
+        for row, (number, given) in enumerate(zip(numbers, texts, strict=True)):
+            totals[row, : len(given)] = [self.log_likelihood(number, prefix + t) for t in given]
+            counts[row, : len(given)] = 1
+        return totals, counts
 
 
 def unit(vectors) -> np.ndarray:

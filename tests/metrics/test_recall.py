@@ -107,6 +107,11 @@ def test_pairs_are_as_ids(problem, k, chunk):
     np.testing.assert_array_equal(ours.indices, theirs.indices)
     np.testing.assert_array_equal(ours.right, theirs.right)
     np.testing.assert_array_equal(ours.positives, theirs.positives)
+    assert sorted(zip(*by_id.pairs(), strict=True)) == sorted(zip(query, item, strict=True))
+    rows = np.arange(len(queries))[::-2]
+    for relevance in (by_id, pairs):
+        some = recall.rank(queries[rows], gallery, relevance.take(rows), k, chunk)
+        np.testing.assert_array_equal(some.right, ours.right[rows])
 
 
 def test_ranked_lists_score_by_hand():

@@ -29,6 +29,7 @@ def some(count=7):
         "grouped": Mean.grouped(rng.normal(size=20), rng.integers(count, size=20), count),
         "classes": ClassMean(values, label),
         "median": Median(values),
+        "medians": Median.grouped(rng.normal(size=20), rng.integers(count, size=20), count),
         **caption_statistics(count),
     }
 
@@ -46,6 +47,8 @@ def test_values_are_the_plain_definitions():
     assert Mean.of(values).value() == 4
     assert ClassMean(values, label).value() == (1 + 5) / 2
     assert Median(values).value() == 2 and Median(values[:3]).value() == 2
+    several = Median.grouped([7, 1, 2, 9, 3], np.array([2, 0, 0, 2, 4]), 5)
+    assert several.value() == 3 and several(np.array([1, 1, 0, 1, 0])) == 1
     assert Mean.grouped([1, 0, 0], np.array([1, 1, 3]), 5).value() == 1 / 3
 
 
