@@ -81,6 +81,8 @@ def normalize(text, inputs):
         text = " ".join(text.split())
     if inputs["lowercase"] == "ascii":
         return text.translate(str.maketrans(string.ascii_uppercase, string.ascii_lowercase))
+    if inputs["lowercase"] == "casefold":
+        return text.casefold()
     return text.lower() if inputs["lowercase"] else text
 
 

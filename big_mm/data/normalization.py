@@ -2,6 +2,8 @@
 
 import html
 import string
+from collections.abc import Callable
+from types import ModuleType
 from typing import Literal
 
 from big_mm.spec import UserError
@@ -10,8 +12,7 @@ Clean = Literal["none", "web", "web_underscore"]
 CLEANS = ("none", "web", "web_underscore")
 Canonicalize = bool | Literal["hugging_face"]
 CANONICALIZES = (False, True, "hugging_face")
-Lowercase = bool | Literal["ascii"]
-LOWERCASES = (False, True, "ascii")
+Lowercase = bool | Literal["ascii", "characters", "casefold"]
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -23,7 +24,9 @@ def normalize(text: str, clean: Clean, canonical: Canonicalize, lower: Lowercase
     Args:
       clean: "web" is `clean_web`; "web_underscore" also makes every "_" a space.
       canonical: `canonicalize`; "hugging_face" takes "_" as punctuation, so that it vanishes.
-      lower: "ascii" changes A to Z only, as `tf.strings.lower` does: big_vision's rule.
+      lower: True is Python's `lower`; "ascii" changes A to Z only, as `tf.strings.lower` does:
+        big_vision's rule; "characters" takes each alone, so that a last sigma is as any other, as
+        Hugging Face's libraries do; "casefold" also makes "ß" "ss", as TensorFlow Text does.
     """
     if clean != "none":
         text = clean_web(text)
@@ -31,9 +34,7 @@ def normalize(text: str, clean: Clean, canonical: Canonicalize, lower: Lowercase
             text = " ".join(text.replace("_", " ").split())
     if canonical:
         text = canonicalize(text, underscore="" if canonical == "hugging_face" else " ")
-    if lower == "ascii":
-        return text.translate(_ASCII_LOWER)
-    return text.lower() if lower else text
+    return _LOWER[lower](text)
 
 
 def canonicalize(text: str, underscore: str = " ") -> str:
@@ -58,7 +59,17 @@ def require(clean: Clean) -> None:
         _ftfy()
 
 
-def _ftfy():
+_LOWER: dict[Lowercase, Callable[[str], str]] = {
+    False: str,
+    True: str.lower,
+    "ascii": lambda text: text.translate(_ASCII_LOWER),
+    "characters": lambda text: "".join(map(str.lower, text)),
+    "casefold": str.casefold,
+}
+LOWERCASES = tuple(_LOWER)
+
+
+def _ftfy() -> ModuleType:
     try:
         import ftfy
     except ImportError as error:

@@ -165,7 +165,7 @@ def _siglip_text(folder: epath.Path, tokenizer: str | None) -> dict[str, Any]:
         logging.warning("%s: do_lower_case=false; texts are lower-cased all the same", folder)
     if not gemma:
         return {"canonicalize": "hugging_face", "tokenizer": _siglip_ids(path)}
-    return {"lowercase": True, "tokenizer": files.named(path, bos_id=-1)}
+    return {"lowercase": "characters", "tokenizer": files.named(path, bos_id=-1)}
 
 
 def _siglip_ids(path: epath.Path) -> ml_collections.ConfigDict:
@@ -217,6 +217,7 @@ def big_vision(family: str, image_size: int, max_len: int, tokenizer: str | None
       family: one of FAMILIES. "siglip" and "siglip2": `resize(R)|value_range(-1, 1)` and
         `tokenize(eos="sticky", pad_value=1)`, for Gemma `lower|tok(bos="no", eos="sticky")`; "lit":
         `bert_tokenize`; "cappa": `tokenize(eos="sticky")`, decoded from a 0.
+      max_len: places of a row; "cappa" has its 0 in the first of them.
       tokenizer: the SentencePiece model, for "lit" BERT's vocab.txt.
 
     Raises:
@@ -229,7 +230,7 @@ def big_vision(family: str, image_size: int, max_len: int, tokenizer: str | None
         "rounding": "big_vision",
         "transparency": "drop",
         "max_len": max_len,
-        "lowercase": "ascii" if family != "lit" else False,
+        "lowercase": "ascii" if family != "lit" else "casefold",
         "padding": "attended" if family.startswith("siglip") else "masked",
     }
     path = files.find(epath.Path(), tokenizer, ())
