@@ -67,7 +67,21 @@ class Subwords(Tokenizer):
 
     def portable(self) -> tuple[str, bytes]:
         """A `tokenizer.json`."""
-        return TokenizerJson.file_name, self._tokenizer.to_str().encode()
+        return TokenizerJson.file_name, self.with_rows()
+
+    def with_rows(self) -> bytes:
+        """A `tokenizer.json` that puts bos and eos around a text by itself."""
+        lib = _library()
+        made = lib.Tokenizer.from_str(self._tokenizer.to_str())
+        begin, end = (
+            [(self.token(number), number)] if number >= 0 else []
+            for number in (self.bos_id, self.eos_id)
+        )
+        parts = [*(t for t, _ in begin), "$A", *(t for t, _ in end)]
+        made.post_processor = lib.processors.TemplateProcessing(
+            single=" ".join(parts), special_tokens=begin + end
+        )
+        return made.to_str().encode()
 
     @abc.abstractmethod
     def _make(self) -> Any:

@@ -42,6 +42,7 @@ _CLEAN = {
 }
 _RESIZE_MODES = {"shortest": "crop", "longest": "pad", "squash": "squash"}
 _INTERPOLATIONS = {"bicubic": "bicubic", "bilinear": "triangle", "random": "bicubic"}
+_CLIP_SIZE = 49_408
 # Pillow's numbers.
 _RESAMPLE = {2: "triangle", 3: "bicubic"}
 
@@ -277,6 +278,8 @@ def open_clip_text(contract: Contract) -> dict[str, Any]:
     if clean is None:
         clean = "canonicalize" if contract.canonicalize else "lower" if own else "whitespace"
         logging.warning("open_clip cleans texts in another way than %s: writing %r", rules, clean)
+    if own and contract.tokenizer.vocab_size != _CLIP_SIZE:
+        logging.warning("open_clip has CLIP's own vocabulary of %d, not this one", _CLIP_SIZE)
     made: dict[str, Any] = {
         "context_length": contract.max_len,
         "tokenizer_kwargs": {"clean": clean},

@@ -101,8 +101,7 @@ def write(folder: epath.Path, contract: Contract) -> None:
         (folder / "merges.txt").write_text("\n".join(lines) + "\n")
         says["tokenizer_class"] = "CLIPTokenizer"
     elif isinstance(tokenizer, subwords.Subwords):
-        name, content = tokenizer.portable()
-        (folder / name).write_bytes(content)
+        (folder / JSON[0]).write_bytes(tokenizer.with_rows())
         says["tokenizer_class"] = "PreTrainedTokenizerFast"
     else:
         siglip = contract.canonicalize and (tokenizer.bos_id, tokenizer.eos_id) == (-1, 1)

@@ -15,6 +15,7 @@ import pytest
 from etils import epath
 
 from big_mm import spec
+from big_mm.data.tokenizers import SentencePiece
 from big_mm.interop import inputs
 
 HERE = pathlib.Path(__file__).parent
@@ -40,6 +41,12 @@ def write_clip(folder):
 def write_json(folder, name, **tokens):
     (folder / "tokenizer.json").write_text(VOCABULARIES[name])
     (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+
+
+def sentencepiece(folder, name, **ids):
+    path = folder / f"{name}.model"
+    path.write_bytes(base64.b64decode(VOCABULARIES[name]))
+    return SentencePiece(str(path), **ids)
 
 
 def open_clip(folder, clean=None, tokenizer=None, preprocess=None, **text):
