@@ -6,7 +6,8 @@ all of them:
 
   * A row is bos, words, eos, then pad, as wide as the given prefix array: `length`. A row that is
     full without eos ends there, without eos.
-  * pad, bos, cls and ids beyond the vocabulary are never generated, nor is eos before `min_len`.
+  * Reserved ids (pad, bos, cls) and ids beyond the vocabulary are never generated, nor is eos
+    before `min_len`.
   * Scores are the model's log-probabilities of the generated tokens (eos included, the given prefix
     not), at temperature 1 and before anything is forbidden: the negative caption loss of the row.
   * A row's result does not depend on the other rows of its batch.
@@ -30,25 +31,53 @@ Step = Callable[[Int[Array, "rows steps"], Cache], tuple[Float[Array, "rows step
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """The special ids of a tokenizer; `size` is its number of ids, which the logits may exceed."""
+    """The special ids of a tokenizer.
+
+    Attributes:
+      size: its number of ids, which the logits may exceed.
+      free_id: stands in a prefix where the caption is still to be written.
+      never: ids that are not generated.
+    """
 
     size: int
     pad_id: int = 0
-    bos_id: int = 1
     eos_id: int = 2
-    cls_id: int = 4
+    free_id: int = 0
+    never: tuple[int, ...] = (0, 1, 4)
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Vocabulary":
-        """That of a tokenizer (see `data.tokenizers.SentencePiece`)."""
-        ids = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.cls_id)
-        return cls(tokenizer.vocab_size, *ids)
+        """That of a tokenizer (see `data.vocabulary.Tokenizer`).
+
+        Raises:
+          UserError: it has no bos or no eos.
+        """
+        if tokenizer.bos_id < 0 or tokenizer.eos_id < 0:
+            raise UserError(
+                "captions begin with bos and end in eos, and this tokenizer does not have both: "
+                "give it a bos_id and an eos_id"
+            )
+        never = tokenizer.reserved - {tokenizer.eos_id, tokenizer.unk_id}
+        return cls(
+            tokenizer.vocab_size,
+            tokenizer.pad_id,
+            tokenizer.eos_id,
+            tokenizer.free_id,
+            tuple(sorted(never)),
+        )
 
     def allowed(self, vocab: int) -> Bool[Array, " vocab"]:
         """Which ids a caption may hold."""
         ids = jnp.arange(vocab)
-        never = (ids == self.pad_id) | (ids == self.bos_id) | (ids == self.cls_id)
-        return (ids < self.size) & ~never
+        return (ids < self.size) & ~jnp.isin(ids, jnp.array(self.never, ids.dtype))
+
+    def free(self, prefix: Int[Array, "..."]) -> Bool[Array, "..."]:
+        """Which places of a row, its first excepted, are still to be written."""
+        return prefix == self.free_id
+
+    def filled(self, tokens: Int[Array, "..."]) -> Int[Array, "..."]:
+        """Finished rows: pad in the places that stayed free."""
+        return tokens if self.free_id == self.pad_id else jnp.where(tokens < 0, self.pad_id, tokens)
 
 
 def _static(default: Any) -> Any:
@@ -148,7 +177,8 @@ def decode(
     Args:
       step: the model; with beams it is called with rows * num_beams rows after the prefix.
       cache: the empty cache, as the step wants it in the first call.
-      prefix: what each row begins with: bos, any forced words, then pad up to the greatest length.
+      prefix: what each row begins with: bos, any forced words, then `free_id` (pad, or -1 where
+        pad is a word) up to the greatest length.
       keys: one random key a row, for sampling.
       prefill: the first columns of `prefix` that no row pads; they are fed in one step.
       batch_axis: the axis of every cache leaf that holds the rows. A leaf of fewer dimensions is
@@ -236,7 +266,7 @@ def beam_search(
         return state, jax.tree.map(lambda old, new: old if new is old else move(new), cache, new)
 
     state, _ = jax.lax.while_loop(unfinished, body, (state, cache))
-    return state.kept, state.kept_scores
+    return vocabulary.filled(state.kept), state.kept_scores
 
 
 class _Beams(NamedTuple):
@@ -263,7 +293,7 @@ def _advance(
     grown = jnp.where(jnp.arange(length) == t, chosen[..., None], grown)
 
     is_eos = chosen == vocabulary.eos_id
-    given = (prefix != vocabulary.pad_id).sum(axis=1, keepdims=True)
+    given = 1 + (~vocabulary.free(prefix[:, 1:])).sum(axis=1, keepdims=True)
 
     def penalised(score: Array, end: Array | int) -> Array:
         """The rank of a hypothesis of `end` tokens."""
@@ -359,7 +389,7 @@ def _extend(
         logits[:, -1], jnp.int32(prefill), prefix, jnp.zeros(rows), jnp.zeros(rows, bool)
     )
     (_, tokens, scores, _), _ = jax.lax.while_loop(unfinished, body, (start, cache))
-    return tokens, scores
+    return vocabulary.filled(tokens), scores
 
 
 def _candidates(
@@ -372,7 +402,7 @@ def _candidates(
     log_probs = jnp.where(vocabulary.allowed(len(ids)) & ~early, log_probs, -jnp.inf)
     given = jax.lax.dynamic_index_in_dim(prefix, t, axis=-1)
     one_hot = jnp.where(ids == given, 0.0, -jnp.inf)
-    return jnp.where(given == vocabulary.pad_id, log_probs, one_hot)
+    return jnp.where(vocabulary.free(given), log_probs, one_hot)
 
 
 def _sample(keys: Array, logits: Array, how: Decoding) -> Array:

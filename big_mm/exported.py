@@ -1,7 +1,7 @@
 """The directory that export writes and `big_mm.load` reads.
 
 model.safetensors   the parameters by path ("image/blocks/layers/...")
-tokenizer.model     the SentencePiece model, where there is one
+tokenizer.model     the SentencePiece model, where there is one; or tokenizer.json
 config.json         "components": the specs of model and contract, which rebuild them;
                     "inputs": the contract's rules and the tokenizer's special ids, for people
                     without this code; "digests": a checksum of each parameter
@@ -23,8 +23,8 @@ from big_mm import spec, trees
 from big_mm.data.contract import Contract
 from big_mm.spec import UserError
 
-CONFIG, PARAMS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
-_SPECIAL = ("pad_id", "bos_id", "eos_id", "cls_id", "vocab_size")
+CONFIG, PARAMS = "config.json", "model.safetensors"
+_SPECIAL = ("pad_id", "bos_id", "eos_id", "cls_id", "free_id", "vocab_size")
 
 
 def is_exported(directory: epath.Path) -> bool:
@@ -47,7 +47,8 @@ def read(
         raise UserError(f"{directory / CONFIG} cannot be read: {error!r}") from error
     components = spec.from_json(text, trusted=trusted)
     if components.contract.get("tokenizer"):
-        components.contract.tokenizer.path = str(directory / TOKENIZER)
+        name = pathlib.PurePath(components.contract.tokenizer.path).name
+        components.contract.tokenizer.path = str(directory / name)
     try:
         stored = safetensors.numpy.load((directory / PARAMS).read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
@@ -66,13 +67,15 @@ def write(
     params: Any,
     contract: Contract,
 ) -> None:
-    """Writes the three files into an existing directory."""
+    """Writes the files into an existing directory."""
     flat = trees.flatten(params)
     inputs = contract.describe() | {"tokenizer": None}
     components = components.copy_and_resolve_references()
     if contract.tokenizer is not None:
-        contract.tokenizer.save(folder / TOKENIZER)
-        components.contract.tokenizer.path = TOKENIZER
+        contract.tokenizer.save(folder / contract.tokenizer.file_name)
+        name, content = contract.tokenizer.portable()
+        (folder / name).write_bytes(content)
+        components.contract.tokenizer.path = contract.tokenizer.file_name
         inputs["tokenizer"] = {name: getattr(contract.tokenizer, name) for name in _SPECIAL}
     description = {
         "components": json.loads(spec.to_json(spec.resolve(components))),

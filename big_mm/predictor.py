@@ -30,6 +30,7 @@ from big_mm import decoding, exported, programs, spec, trees
 from big_mm import mesh as mesh_lib
 from big_mm.data import contract as contract_lib
 from big_mm.data.damage import BadRecord
+from big_mm.data.vocabulary import Tokenizer
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
 from big_mm.types import HOST_ONLY, Batch, Outputs
@@ -193,20 +194,18 @@ class Predictor:
         length = self._length(settings.pop("max_len"), how.min_len)
         options = decoding.options(**settings)
         count = _count(images)
+        vocabulary = decoding.Vocabulary.of(self.contract.require_tokenizer())
         prefixes, given = self._prefixes(prefix, count, length)
         # Powers of two: few programs, and at most half of a prefix is fed token by token.
         prefill = 1 << (int(given.min()).bit_length() - 1)
-        tokenizer = self.contract.tokenizer
 
         def prepare(at: np.ndarray) -> tuple[np.ndarray, ...]:
             start = prefixes[at]
             # A padding row ends at once, so that the loop does not wait for it.
-            start[at < 0, prefill] = tokenizer.eos_id
+            start[at < 0, prefill] = vocabulary.eos_id
             return self._pictures(images, at), start, at.astype(np.int32)
 
-        program = self._program(
-            programs.generate, vocabulary=decoding.Vocabulary.of(tokenizer), prefill=prefill
-        )
+        program = self._program(programs.generate, vocabulary=vocabulary, prefill=prefill)
         return self._collect(
             "captions", count, prepare, lambda *x: program(self.params, *x, seed, options)
         )
@@ -223,7 +222,7 @@ class Predictor:
         if count != len(captions):
             raise UserError(f"{count} images for {len(captions)} captions")
         tokens, token_mask = self.contract.text(captions)
-        counted = tokens != self.contract.tokenizer.pad_id
+        counted = np.arange(tokens.shape[1]) <= _ends(tokens, self.contract.tokenizer)[:, None]
         return self._collect(
             "captions",
             count,
@@ -414,17 +413,22 @@ class Predictor:
             raise UserError(f"{len(texts)} prefixes for {count} images")
         tokens, _ = self.contract.text(texts)
         tokenizer = self.contract.tokenizer
-        given = (tokens == tokenizer.eos_id).argmax(axis=1)
+        given = _ends(tokens, tokenizer)
         if (given >= min(length, self.contract.max_len - 1)).any():
             text = texts[int(given.argmax())]
             raise UserError(f"the prefix {text!r} leaves no room in max_len={length} tokens")
-        tokens = np.where(np.arange(length) < given[:, None], tokens[:, :length], tokenizer.pad_id)
+        tokens = np.where(np.arange(length) < given[:, None], tokens[:, :length], tokenizer.free_id)
         return np.broadcast_to(tokens, (count, length)), given
 
     def _track(self, work: range, name: str) -> Iterable[int]:
         stderr = console.Console(stderr=True)
         hidden = not (self.progress and stderr.is_terminal and len(work) > 4)
         return progress.track(work, name, console=stderr, transient=True, disable=hidden)
+
+
+def _ends(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """The place of each row's eos (which may also be what rows begin with, or are padded with)."""
+    return 1 + (tokens[:, 1:] == tokenizer.eos_id).argmax(axis=1)
 
 
 def _count(images: Any) -> int:

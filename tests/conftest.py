@@ -44,11 +44,16 @@ def _has_cuda_plugin() -> bool:
     return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
 
 
+def _has_interop() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("tokenizers", "ftfy"))
+
+
 # marker: (is what it needs here, what is missing)
 NEEDS = {
     "gpu": (_has_gpu, "no NVIDIA GPU among JAX's devices"),
     "tpu_compiler": (lambda: importlib.util.find_spec("libtpu") is not None, "no libtpu"),
     "cuda_compiler": (_has_cuda_plugin, "no CUDA plugin of JAX"),
+    "interop": (_has_interop, "no tokenizers or no ftfy"),
     "peer": (lambda: importlib.util.find_spec("torch") is not None, "no torch"),
 }
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import big_mm
 from big_mm import compare, evaluate, spec
-from big_mm.data import examples
+from big_mm.data import examples, tokenizers
 from big_mm.data.examples import Schema
 from big_mm.data.records import TFRecordSource, TFRecordWriter
 from big_mm.evaluators import Retrieval, ZeroShot, run_all, suite
@@ -41,7 +41,7 @@ def run(tmp_path_factory):
     config.evaluators = evaluators(folder / "test.tfrecord")
     files = {
         checkpoint.CONFIG: spec.to_json(spec.resolve(config)).encode(),
-        checkpoint.TOKENIZER: tiny.tokenizer_bytes(),
+        tokenizers.SentencePiece.file_name: tiny.tokenizer_bytes(),
     }
     store = checkpoint.Store(folder / "run" / "checkpoints", checkpoint.Checkpoints(), files)
     params = tiny.parameters(built["objective"].model, built["contract"])

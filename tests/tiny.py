@@ -110,7 +110,7 @@ def workdir(directory: pathlib.Path, model=None, **contract) -> pathlib.Path:
     params = parameters(built["objective"].model, built["contract"])
     files = {
         checkpoint.CONFIG: spec.to_json(spec.resolve(made)).encode(),
-        checkpoint.TOKENIZER: tokenizer_bytes(),
+        tokenizers.SentencePiece.file_name: tokenizer_bytes(),
     }
     out = directory / "run"
     store = checkpoint.Store(out / "checkpoints", checkpoint.Checkpoints(), files)

@@ -7,7 +7,7 @@ ends in one exception, `BadRecord`, never in a crash, a grey fill or an exhauste
 import io
 import math
 import struct
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from big_mm.data import resampling
 from big_mm.data.damage import BadRecord
 
 # Threads and worker processes decode in parallel already; OpenCV's own pool would fight with them.
@@ -29,20 +30,32 @@ _FORMATS = ("PNG", "WEBP", "GIF", "BMP", "JPEG")
 _HARMLESS = ("extraneous bytes before marker 0xd9", "Invalid SOS parameters")
 _ORIENTATION_TAG = 0x0112
 
-Kernel = Literal["area", "supersample", "bilinear", "bicubic"]
-KERNELS = ("area", "supersample", "bilinear", "bicubic")
-Fit = Literal["squash", "crop"]
-FITS = ("squash", "crop")
+Kernel = Literal[
+    "area", "supersample", "bilinear", "triangle", "bicubic",
+    "tf_bilinear", "tf_triangle", "tf_bicubic", "tf_area",
+]  # fmt: skip
+KERNELS = get_args(Kernel)
+Fit = Literal["squash", "crop", "pad"]
+FITS = get_args(Fit)
+Rounding = Literal["torchvision", "hugging_face", "big_vision"]
+ROUNDINGS = get_args(Rounding)
+Transparency = Literal["white", "drop"]
+TRANSPARENCIES = get_args(Transparency)
+
+_PILLOW = {"triangle": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_TENSORFLOW = {kernel: kernel[3:] for kernel in KERNELS if kernel.startswith("tf_")}
 
 # [height, width, 3], sizes that differ between argument and result.
 RGB = UInt8[np.ndarray, "_ _ 3"]
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> RGB:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, transparency: Transparency = "white") -> RGB:
     """Decodes a JPEG, PNG, WebP, GIF (first frame) or BMP file into upright RGB.
 
-    Grey, palette and CMYK pictures become RGB, 16-bit channels keep their high byte, transparent
-    pixels are composited on white, and the EXIF orientation is applied.
+    Grey, palette and CMYK pictures become RGB, 16-bit channels keep their high byte, and the EXIF
+    orientation is applied. Transparent pixels are composited on white (as people see them, and
+    Hugging Face from release 5), or with "drop" keep their hidden colour (Pillow's
+    `convert("RGB")`, TensorFlow).
 
     Raises:
       BadRecord: kind "over_large" if the header declares more than `max_pixels` pixels (checked
@@ -51,16 +64,16 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> RGB:
     """
     if data[:3] == b"\xff\xd8\xff":
         return _decode_jpeg(data, max_pixels)
-    return _decode_pillow(data, max_pixels)
+    return _decode_pillow(data, max_pixels, transparency)
 
 
-def to_rgb(image: Image.Image) -> RGB:
+def to_rgb(image: Image.Image, transparency: Transparency = "white") -> RGB:
     """An opened Pillow image as upright RGB, by the rules of `decode`."""
     orientation = _pillow_orientation(image)
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         array = np.repeat(grey[..., None], 3, axis=-1)
-    elif image.has_transparency_data:
+    elif image.has_transparency_data and transparency == "white":
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)
@@ -80,14 +93,18 @@ def resize(image: RGB, size: tuple[int, int], kernel: Kernel) -> RGB:
         then 2 x 2 means. Antialiased: on photos 52 dB from "area" at a third of its time.
       bilinear: four nearest pixels, half-pixel centres, not antialiased: `cv2.INTER_LINEAR`,
         `jax.image.resize(..., "linear", antialias=False)`, `tf.image.resize`. The fastest.
+      triangle: Pillow's antialiased `BILINEAR` bit for bit.
       bicubic: Pillow's antialiased `BICUBIC` bit for bit: what CLIP and open_clip use.
+      tf_bilinear, tf_triangle, tf_bicubic, tf_area: `tf.image.resize` as big_vision calls it, see
+        `resampling`; tf_bilinear is its default.
     """
     height, width = image.shape[:2]
     if (height, width) == tuple(size):
         return image
-    if kernel == "bicubic":
-        resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-        return np.asarray(resized)
+    if kernel in _PILLOW:
+        return np.asarray(Image.fromarray(image).resize((size[1], size[0]), _PILLOW[kernel]))
+    if kernel in _TENSORFLOW:
+        return resampling.resize(image, size, _TENSORFLOW[kernel])
     if kernel == "area":
         return _area(image, size)
     if kernel == "supersample":
@@ -118,28 +135,65 @@ def _cv2(image: RGB, size: tuple[int, int], interpolation: int) -> RGB:
     return cv2.resize(image, (size[1], size[0]), interpolation=interpolation)
 
 
-def fit(image: RGB, size: int, method: Fit, kernel: Kernel) -> RGB:
+def fit(
+    image: RGB,
+    size: int,
+    method: Fit,
+    kernel: Kernel,
+    *,
+    resize_size: int | None = None,
+    rounding: Rounding = "torchvision",
+    fill: int = 0,
+) -> RGB:
     """Brings a picture of any shape to `size` x `size` pixels.
 
     Methods:
       squash: the whole picture, its aspect ratio given up.
-      crop: the shorter side to `size`, then the middle of the longer one (torchvision's and
-        open_clip's `Resize` and `CenterCrop`, rounding included).
+      crop: the shorter side to `size`, then the middle of the longer one.
+      pad: the longer side to `size`, then grey `fill` on both sides of the shorter one (open_clip's
+        resize_mode="longest").
+
+    Args:
+      resize_size: squash and crop resize to this, of which the middle `size` x `size` are left.
+      rounding: "torchvision" (and open_clip) rounds sizes down and odd margins half to even,
+        "hugging_face" both down, "big_vision" sizes to the nearest and margins down.
     """
-    if method == "squash":
-        return resize(image, (size, size), kernel)
-    if method != "crop":
+    if method not in FITS:
         raise ValueError(f"method {method!r} is not one of {', '.join(FITS)}")
+    inner = resize_size or size
+    if method == "pad":
+        return _pad(_to_longer_side(image, size, kernel), size, fill)
+    target = (inner, inner) if method == "squash" else _shape(image, inner, rounding)
+    return center_crop(resize(image, target, kernel), size, size, rounding)
+
+
+def _shape(image: RGB, short: int, rounding: Rounding) -> tuple[int, int]:
+    """(height, width) of the picture with its shorter side brought to `short`."""
     height, width = image.shape[:2]
-    short = min(height, width)
-    scaled = resize(image, (size * height // short, size * width // short), kernel)
-    return center_crop(scaled, size, size)
+    least = min(height, width)
+    if rounding != "big_vision":
+        return short * height // least, short * width // least
+    factor = np.float32(short) / np.float32(least)
+    return int(np.round(np.float32(height) * factor)), int(np.round(np.float32(width) * factor))
 
 
-def center_crop(image: RGB, height: int, width: int) -> RGB:
-    """The middle of a picture that is at least that large; odd margins round half to even."""
-    top = round((image.shape[0] - height) / 2)
-    left = round((image.shape[1] - width) / 2)
+def _to_longer_side(image: RGB, size: int, kernel: Kernel) -> RGB:
+    ratio = max(image.shape[:2]) / size
+    height, width = (max(1, round(side / ratio)) for side in image.shape[:2])
+    return resize(image, (height, width), kernel)
+
+
+def _pad(image: RGB, size: int, fill: int) -> RGB:
+    """The odd pixel goes below and to the right."""
+    margins = [(m // 2, m - m // 2) for m in (size - side for side in image.shape[:2])]
+    return np.pad(image, [*margins, (0, 0)], constant_values=fill)
+
+
+def center_crop(image: RGB, height: int, width: int, rounding: Rounding = "torchvision") -> RGB:
+    """The middle of a picture that is at least that large; odd margins as `fit` says."""
+    down = rounding != "torchvision"
+    margins = image.shape[0] - height, image.shape[1] - width
+    top, left = (m // 2 if down else round(m / 2) for m in margins)
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
@@ -168,13 +222,13 @@ def _decode_jpeg_leniently(data: bytes) -> RGB:
         raise BadRecord("undecodable_image", detail=f"JPEG: {error}") from error
 
 
-def _decode_pillow(data: bytes, max_pixels: int) -> RGB:
+def _decode_pillow(data: bytes, max_pixels: int, transparency: Transparency = "white") -> RGB:
     try:
         # Pillow warns above a size of its own; ours is checked on the next line.
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         _check_size(*image.size, max_pixels)
         image.load()
-        return to_rgb(image)
+        return to_rgb(image, transparency)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRecord("over_large", detail=str(error)) from error
     except BadRecord:

@@ -3,78 +3,41 @@
     python -m big_mm.data.tokenizers --shards 'data/train-*.tfrecord' --schema captions=caption \\
         --vocab_size 4096 --out captions.model
 
-Ids 0 to 4 are reserved (pad, bos, eos, unk, cls). They are control pieces, which no text encodes
-to: a caption that says "<cls>" becomes ordinary pieces. With byte fallback, the default, every text
-has an encoding without unk.
+Ids 0 to 4 of a model trained here are reserved (pad, bos, eos, unk, cls). They are control pieces,
+which no text encodes to: a caption that says "<cls>" becomes ordinary pieces. With byte fallback,
+the default, every text has an encoding without unk.
 """
 
 import argparse
 import dataclasses
 import functools
-import hashlib
 import io
-import os
 import re
-import string
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
-import numpy as np
 import sentencepiece
 from etils import epath
 
 from big_mm.data.damage import BadRecord
 from big_mm.data.examples import Schema
+from big_mm.data.normalization import canonicalize
 from big_mm.data.records import Source, TFRecordSource
+from big_mm.data.vocabulary import Tokenizer
 from big_mm.spec import UserError
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 RESERVED = ("<pad>", "<s>", "</s>", "<unk>", "<cls>")
 
 
 @dataclasses.dataclass(frozen=True)
-class SentencePiece:
-    """A trained SentencePiece model file.
+class SentencePiece(Tokenizer):
+    """A SentencePiece model file: one trained here, or another's.
 
-    Attributes:
-      path: the model file, local or remote (`gs://`).
-      sha256: if given, the hexadecimal digest that the file must have.
+    The special ids are the model's own unless they are given. One trained here has RESERVED.
     """
 
-    path: str
-    sha256: str = ""
-
-    pad_id: ClassVar[int] = 0
-    bos_id: ClassVar[int] = 1
-    eos_id: ClassVar[int] = 2
-    unk_id: ClassVar[int] = 3
-    cls_id: ClassVar[int] = 4
-
-    def __post_init__(self) -> None:
-        if not epath.Path(self.path).exists():
-            raise UserError(
-                f"no tokenizer model at {self.path} (train one: big_mm.data.tokenizers)"
-            )
-        if self.sha256 and self.sha256 != self.fingerprint:
-            raise UserError(
-                f"{self.path} is another vocabulary than expected: its sha256 is "
-                f"{self.fingerprint[:12]}..., not {self.sha256[:12]}..."
-            )
-        for i, piece in enumerate(RESERVED):
-            if not (self._processor.is_control(i) or self._processor.is_unknown(i)):
-                found = self._processor.id_to_piece(i)
-                raise UserError(f"{self.path}: id {i} is the piece {found!r}, not reserved {piece}")
-
-    @functools.cached_property
-    def model_bytes(self) -> bytes:
-        """The serialized model: what travels with a checkpoint and to worker processes."""
-        return epath.Path(self.path).read_bytes()
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """The sha256 of the model, hexadecimal."""
-        return hashlib.sha256(self.model_bytes).hexdigest()
+    file_name: ClassVar[str] = "tokenizer.model"
 
     @functools.cached_property
     def _processor(self) -> sentencepiece.SentencePieceProcessor:
@@ -83,51 +46,41 @@ class SentencePiece:
         except RuntimeError as error:
             raise UserError(f"{self.path} is not a SentencePiece model: {error}") from error
 
-    def __getstate__(self) -> dict[str, object]:
-        """Carries the model's bytes: a worker needs neither the file nor its file system."""
-        return {"path": self.path, "sha256": self.sha256, "model_bytes": self.model_bytes}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-
     @property
     def vocab_size(self) -> int:
+        """The number of pieces."""
         return self._processor.vocab_size()
+
+    @property
+    def unk_id(self) -> int:
+        """What a character without a piece becomes."""
+        return self._processor.unk_id()
+
+    @property
+    def cls_id(self) -> int:
+        """The id of the control piece "<cls>"; -1 if there is none."""
+        found = self._processor.piece_to_id(RESERVED[4])
+        return found if self._processor.is_control(found) else -1
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without bos and eos; never a reserved id but unk."""
         return self._processor.encode(text)
 
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """`encode` of each text."""
-        # One by one: SentencePiece's own batches start a thread, which costs more than ten texts.
-        return [self._processor.encode(text) for text in texts]
+    def token(self, number: int) -> str:
+        """An id's piece."""
+        return self._processor.id_to_piece(number)
 
-    def decode(self, ids: Iterable[int | np.integer]) -> str:
-        """Text up to the first eos; reserved ids contribute nothing.
+    def _special(self) -> dict[str, int]:
+        model = self._processor
+        return {"pad_id": model.pad_id(), "bos_id": model.bos_id(), "eos_id": model.eos_id()}
 
-        Raises:
-          ValueError: an id outside the vocabulary.
-        """
-        words = []
-        for i in map(int, ids):
-            if i == self.eos_id:
-                break
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
-            if i >= len(RESERVED):
-                words.append(i)
-        return self._processor.decode(words)
+    def _reserved(self) -> frozenset[int]:
+        model = self._processor
+        every = range(self.vocab_size)
+        return frozenset(i for i in every if model.is_control(i) or model.is_unknown(i))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model file, for example into a checkpoint."""
-        epath.Path(path).write_bytes(self.model_bytes)
-
-
-def canonicalize(text: str) -> str:
-    """SigLIP's normalisation: lower case, "_" as a space, no ASCII punctuation, single spaces."""
-    text = text.replace("_", " ").translate(_NO_PUNCTUATION).lower()
-    return " ".join(text.split())
+    def _decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
 
 
 def train(

@@ -28,39 +28,63 @@ class Decode(grain.transforms.Map):
     """Encoded bytes to uint8 RGB [height, width, 3]; see `images.decode` for formats and damage."""
 
     max_pixels: int | None = None
+    transparency: images.Transparency | None = None
     key: str = "image"
 
     def bind(self, contract: Contract) -> "Decode":
-        return dataclasses.replace(self, max_pixels=self.max_pixels or contract.max_pixels)
+        return dataclasses.replace(
+            self,
+            max_pixels=self.max_pixels or contract.max_pixels,
+            transparency=self.transparency or contract.transparency,
+        )
 
     def map(self, record: Record) -> Record:
         data = record.get(self.key)
         if not data:
             raise BadRecord("missing_image")
-        return record | {self.key: images.decode(data, self.max_pixels)}
+        return record | {
+            self.key: images.decode(data, self.max_pixels, self.transparency or "white")
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class Resize(grain.transforms.Map):
-    """To a square of `size` pixels as evaluation does it (`images.fit`)."""
+    """To a square of `size` pixels as evaluation does it (`images.fit`).
+
+    What is None is the contract's; another `size` than the contract's is not cut from a larger one.
+    """
 
     size: int | None = None
     method: images.Fit | None = None
     kernel: images.Kernel | None = None
+    resize_size: int | None = None
+    rounding: images.Rounding | None = None
+    fill: int | None = None
     key: str = "image"
 
     def bind(self, contract: Contract) -> "Resize":
+        given = self.size or self.resize_size
         return dataclasses.replace(
             self,
             size=self.size or contract.image_size,
             method=self.method or contract.resize,
             kernel=self.kernel or contract.kernel,
+            resize_size=self.resize_size if given else contract.resize_size,
+            rounding=self.rounding or contract.rounding,
+            fill=contract.fill if self.fill is None else self.fill,
         )
 
     def map(self, record: Record) -> Record:
-        return record | {
-            self.key: images.fit(record[self.key], self.size, self.method, self.kernel)
-        }
+        fitted = images.fit(
+            record[self.key],
+            self.size,
+            self.method,
+            self.kernel,
+            resize_size=self.resize_size,
+            rounding=self.rounding or "torchvision",
+            fill=self.fill or 0,
+        )
+        return record | {self.key: fitted}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from big_mm.data.contract import Decoding
 from big_mm.data.records import Source
 from big_mm.evaluators import base
 from big_mm.evaluators.base import About
-from big_mm.metrics import captions as caption_metrics
+from big_mm.metrics import captioning as caption_metrics
 from big_mm.metrics import ptb
 from big_mm.metrics.statistics import Mean, Statistic
 from big_mm.predictor import Predictor
@@ -101,7 +101,7 @@ class Captioning(base.Evaluator):
         return _ABOUT | getattr(self.scorer, "about", {})
 
     def evaluate(self, predictor: Predictor, step: int) -> base.Result:
-        """Metrics: bleu1..4, rouge_l, cider, the scorer's, their chance levels, distinct, words.
+        """Metrics: bleu_1..4, rouge_l, cider, the scorer's, their chance levels, distinct, words.
 
         Raises:
           UserError: a record without references, fewer than two records, or a model that does not
@@ -171,10 +171,10 @@ _ABOUT = {
         unit="score",
         headline=True,
     ),
-    "bleu1": About("BLEU-1", "words shared with a reference", unit="score"),
-    "bleu2": About("BLEU-2", "words and pairs of words shared with a reference", unit="score"),
-    "bleu3": About("BLEU-3", "runs of up to 3 words shared with a reference", unit="score"),
-    "bleu4": About("BLEU-4", "runs of up to 4 words shared with a reference", unit="score"),
+    "bleu_1": About("BLEU-1", "words shared with a reference", unit="score"),
+    "bleu_2": About("BLEU-2", "words and pairs of words shared with a reference", unit="score"),
+    "bleu_3": About("BLEU-3", "runs of up to 3 words shared with a reference", unit="score"),
+    "bleu_4": About("BLEU-4", "runs of up to 4 words shared with a reference", unit="score"),
     "rouge_l": About("ROUGE-L", "words in the same order as in a reference", unit="score"),
     "distinct": About("Distinct captions", "different captions among all; low when it repeats"),
     "words": About("Words", "mean length of a caption", unit="score"),

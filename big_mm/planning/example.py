@@ -23,6 +23,9 @@ class AnyVocabulary(SentencePiece):
     """Stands in for a tokenizer whose file is not there: every text is empty."""
 
     path: str = ""
+    pad_id: int = 0
+    bos_id: int = 1
+    eos_id: int = 2
 
     def __post_init__(self) -> None:
         pass

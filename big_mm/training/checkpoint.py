@@ -4,7 +4,7 @@ A step folder is self-sufficient:
 
     params/ ema/ optimizer/ extra/ progress/   the state's items, each an Orbax tree
     files/config.json                          the resolved config
-    files/tokenizer.model                      the vocabulary of its contract
+    files/tokenizer.model                      the vocabulary of its contract (or .json, ...)
     files/manifest.json                        shape, type and checksum of every leaf and file
 
 Orbax does not notice a flipped bit in an array, hence the checksums: they are taken on the device
@@ -28,7 +28,7 @@ from big_mm import mesh as mesh_lib
 from big_mm import spec, trees
 from big_mm.spec import UserError
 
-CONFIG, TOKENIZER, MANIFEST = "config.json", "tokenizer.model", "manifest.json"
+CONFIG, TOKENIZER, MANIFEST = "config.json", "tokenizer.", "manifest.json"
 _FILES = "files"
 # Of an error's lines, and of the letters in a message of Orbax, which runs to pages.
 _SHOWN, _LONGEST = 12, 300
@@ -280,8 +280,9 @@ def load_config(directory: epath.PathLike, *, trusted: Sequence[str] = spec.TRUS
     except _Damaged as error:
         raise CheckpointError(f"the checkpoint {folder} is damaged: {error}") from error
     config = spec.from_json(content[CONFIG].decode(), trusted=trusted)
-    if TOKENIZER in content:
-        config.contract.tokenizer.path = str(folder / _FILES / TOKENIZER)
+    for name in content:
+        if name.startswith(TOKENIZER):
+            config.contract.tokenizer.path = str(folder / _FILES / name)
     return config
 
 

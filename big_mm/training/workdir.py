@@ -87,7 +87,7 @@ def checkpoint_files(run: Run, config: ml_collections.ConfigDict) -> dict[str, b
     """What makes a step folder self-sufficient."""
     files = {checkpoint.CONFIG: spec.to_json(spec.resolve(config)).encode()}
     if run.contract.tokenizer is not None:
-        files[checkpoint.TOKENIZER] = run.contract.tokenizer.model_bytes
+        files[run.contract.tokenizer.file_name] = run.contract.tokenizer.model_bytes
     return files
 
 

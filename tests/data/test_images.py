@@ -330,13 +330,15 @@ def test_fit_crop_is_torchvisions(kernel, shape):
 def test_a_flat_picture_stays_flat_and_input_is_untouched(kernel):
     flat = np.full((37, 53, 3), 200, np.uint8)
     flat.flags.writeable = False
+    # TensorFlow's weights may sum to just below one, and the fraction is dropped (tests/interop).
+    stays = {200, 199} if kernel in ("tf_triangle", "tf_bicubic", "tf_area") else {200}
     for size in ((10, 10), (37, 53), (80, 20), (90, 90)):
-        assert (images.resize(flat, size, kernel) == 200).all()
-        assert (images.resize(flat[::2, 3:-3], size, kernel) == 200).all()
+        assert set(np.unique(images.resize(flat, size, kernel))) <= stays
+        assert set(np.unique(images.resize(flat[::2, 3:-3], size, kernel))) <= stays
 
 
 def test_unknown_kernel_and_method():
     with pytest.raises(Exception, match="lanczos"):
         images.resize(picture(), (8, 8), "lanczos")
-    with pytest.raises(Exception, match="pad"):
-        images.fit(picture(), 8, "pad", "area")
+    with pytest.raises(Exception, match="stretch"):
+        images.fit(picture(), 8, "stretch", "area")

@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import pytest
 import sentencepiece
 
-from big_mm.data import examples, records, tokenizers
+from big_mm.data import examples, normalization, records, tokenizers
 from big_mm.data.tokenizers import SentencePiece
 from big_mm.spec import UserError
 
@@ -155,7 +155,7 @@ def test_a_vocabulary_without_our_reserved_ids_is_refused(tmp_path):
 
 
 def test_canonicalize_is_siglips():
-    assert tokenizers.canonicalize("  A red_Fox, in\tthe SNOW!? ") == "a red fox in the snow"
+    assert normalization.canonicalize("  A red_Fox, in\tthe SNOW!? ") == "a red fox in the snow"
 
 
 def test_command_line(tmp_path, capsys):

@@ -37,8 +37,8 @@ def test_what_is_left_open_is_the_contracts():
         )
     ]
     assert bound == [
-        transforms.Decode(max_pixels=4000),
-        transforms.Resize(32, "crop", "bilinear"),
+        transforms.Decode(max_pixels=4000, transparency="white"),
+        transforms.Resize(32, "crop", "bilinear", rounding="torchvision", fill=0),
         transforms.CenterCrop(8, "bilinear"),
         transforms.RandomResizedCrop(32, kernel="area"),
         transforms.Tokenize(CONTRACT),

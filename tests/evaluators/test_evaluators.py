@@ -27,7 +27,7 @@ from big_mm.evaluators import (
 )
 from big_mm.losses.captioning import CrossEntropy
 from big_mm.mesh import MeshConfig, single_device_mesh
-from big_mm.metrics import captions as caption_metrics
+from big_mm.metrics import captioning as caption_metrics
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
 

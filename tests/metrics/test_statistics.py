@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from big_mm.metrics import bleu, captions, statistics
+from big_mm.metrics import bleu, captioning, statistics
 from big_mm.metrics.statistics import ClassMean, Mean, Median
 from big_mm.spec import UserError
 
@@ -18,7 +18,7 @@ def caption_statistics(count):
     rng = np.random.default_rng(1)
     texts = [" ".join(rng.choice(WORDS, rng.integers(1, 8))) for _ in range(3 * count)]
     references = [texts[count + i :: count][:2] for i in range(count)]
-    return captions.statistics(texts[:count], references)
+    return captioning.statistics(texts[:count], references)
 
 
 def some(count=7):

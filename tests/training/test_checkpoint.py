@@ -319,7 +319,7 @@ def test_the_config_names_the_tokenizer_beside_it(tmp_path):
 
 def test_a_damaged_tokenizer_is_an_error(tmp_path):
     run = tiny.workdir(tmp_path)
-    file = checkpoint.find_checkpoint(run) / "files" / checkpoint.TOKENIZER
+    file = checkpoint.find_checkpoint(run) / "files" / "tokenizer.model"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(checkpoint.CheckpointError, match="tokenizer.model does not have the check"):
         checkpoint.load_config(run)

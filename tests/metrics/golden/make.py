@@ -1,8 +1,9 @@
 """Asks the official scorer again: rewrites the answers in this folder, inputs as they are.
 
     python -m venv official && official/bin/pip install pycocoevalcap==1.2    # and Java
-    official/bin/python tests/metrics/golden/make.py
+    LC_ALL=C.UTF-8 official/bin/python tests/metrics/golden/make.py
 
+Before its release 18, Java takes the characters of a file from the locale: it must be a UTF-8 one.
 Imports nothing of big_mm.
 """
 
@@ -24,12 +25,13 @@ def tokenize(captions: dict[int, list[str]]) -> dict[int, list[str]]:
 def score(predictions: list[str], references: list[list[str]]) -> dict:
     truth = tokenize(dict(enumerate(references)))
     said = tokenize({i: [p] for i, p in enumerate(predictions)})
-    bleu, _ = Bleu(4).compute_score(truth, said, verbose=0)
+    bleu, bleus = Bleu(4).compute_score(truth, said, verbose=0)
     rouge, rouges = Rouge().compute_score(truth, said)
     cider, ciders = Cider().compute_score(truth, said)
-    scores = {f"bleu{n}": float(b) for n, b in enumerate(bleu, start=1)}
+    scores = {f"bleu_{n}": float(b) for n, b in enumerate(bleu, start=1)}
     scores |= {"rouge_l": float(rouge), "cider": float(cider)}
-    return {"scores": scores, "rouge_l": rouges.tolist(), "cider": ciders.tolist()}
+    each = {f"bleu_{n}": list(b) for n, b in enumerate(bleus, start=1)}
+    return {"scores": scores, "rouge_l": rouges.tolist(), "cider": ciders.tolist()} | each
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from big_mm.metrics import bleu, captions, cider, ptb, rouge
+from big_mm.metrics import bleu, captioning, cider, ptb, rouge
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "coco_scores.json").read_text())
@@ -31,7 +31,7 @@ def test_the_tokenizer_agrees_with_java():
 @pytest.mark.parametrize("name", CASES)
 def test_scores_equal_the_official_ones(name):
     case = CASES[name]
-    scores = captions.score(case["predictions"], case["references"])
+    scores = captioning.score(case["predictions"], case["references"])
     assert scores == pytest.approx(case["scores"], rel=0, abs=1e-12)
 
 
@@ -87,7 +87,7 @@ def test_cider_with_a_fixed_document_frequency_scores_each_image_alone():
 
 def test_a_subset_is_another_metric():
     case = CASES["captions"]
-    half = captions.score(case["predictions"][:30], case["references"][:30])["cider"]
+    half = captioning.score(case["predictions"][:30], case["references"][:30])["cider"]
     assert abs(half - np.mean(case["cider"][:30])) > 0.01
 
 
@@ -102,8 +102,8 @@ def test_the_length_penalty_counts_bigrams():
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="no reference caption for image 1"):
-        captions.score(["a", "b"], [["a"], []])
+        captioning.score(["a", "b"], [["a"], []])
     with pytest.raises(ValueError, match="2 predictions"):
-        captions.score(["a", "b"], [["a"]])
+        captioning.score(["a", "b"], [["a"]])
     with pytest.raises(ValueError, match="0 predictions"):
-        captions.score([], [])
+        captioning.score([], [])
