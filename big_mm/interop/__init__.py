@@ -1,0 +1,1 @@
+"""Weights in and out: open_clip, Hugging Face, big_vision."""
