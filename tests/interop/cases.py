@@ -109,7 +109,7 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
     ),
 }
 # Weights with which captions end before they are full.
-SEEDS = {"coca": 52, "coca_parallel": 5, "coca_cascade": 5, "coca_pad_id": 144}
+SEEDS = {"coca": 177, "coca_parallel": 166, "coca_cascade": 109, "coca_pad_id": 177}
 # What the names of the tiny trunks stand for, in timm's words and in those of `timm_trunks`.
 _WIDTHS = {"width": 24, "depth": 2, "heads": 3, "mlp_dim": 48, "image_size": SIZE, "patch_size": 8}
 TRUNKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -128,7 +128,7 @@ TRUNKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"pool": "avg", "registers": 4, "layer_scale": 1e-5, "fc_norm": True},
     ),
     "vit_golden_patch8_clip_16": (
-        {"pre_norm": True, "global_pool": "token", "norm_layer": "layernorm"},
+        {"pre_norm": True, "global_pool": "token"},
         {"pool": "token", "clip": True},
     ),
     "vit_golden_patch8_gap_16": (

@@ -9,6 +9,7 @@ big_vision, in an environment with JAX and Flax. Nothing of big_mm is imported.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -64,6 +65,7 @@ def open_clip() -> dict[str, Any]:
 
 def register_trunks(timm: Any) -> None:
     """Makes timm know the tiny towers by name."""
+    from timm.layers import LayerNorm
     from timm.models import register_model
     from timm.models.vision_transformer import VisionTransformer
 
@@ -82,6 +84,8 @@ def register_trunks(timm: Any) -> None:
             options = {
                 k: v for k, v in options.items() if not k.startswith(("pretrained", "cache"))
             }
+            if ours.get("clip"):
+                options["norm_layer"] = functools.partial(LayerNorm, eps=1e-5)
             made = VisionTransformer(**{**sizes, **theirs, **options})
             made.default_cfg = {}
             return made
