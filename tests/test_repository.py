@@ -36,9 +36,19 @@ LAYERS = (
     ("spec",),
     ("types", "trees", "mesh", "distributed", "allocator", "flops"),
     ("losses", "models", "data", "metrics", "decoding", "training.checkpoint"),
-    ("objectives", "evaluators", "predictor", "programs", "exported"),
-    ("training", "interop", "curation"),
-    ("train", "evaluate", "export", "exported_run", "plan", "planning", "report", "doctor"),
+    ("objectives", "evaluators", "predictor", "programs", "exported", "interop"),
+    ("training", "curation"),
+    (
+        "train",
+        "evaluate",
+        "export",
+        "interop.convert",
+        "exported_run",
+        "plan",
+        "planning",
+        "report",
+        "doctor",
+    ),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

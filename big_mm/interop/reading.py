@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from big_mm import spec
-from big_mm.interop import inputs, mapping, open_clip, open_clip_table
+from big_mm.interop import hugging_face, inputs, mapping, open_clip, open_clip_table
 from big_mm.interop.mapping import Entry
 from big_mm.interop.tensors import SUFFIXES, Tensors, open_tensors
 from big_mm.spec import UserError
@@ -88,6 +88,8 @@ def read(path: epath.Path, config: str | None = None, tokenizer: str | None = No
     says = _json(described)
     tensors = open_tensors(weights)
     logging.info("%s: %d tensors", weights, len(tensors))
+    if "model_type" in says:
+        return _hugging_face(says, described, tensors, tokenizer)
     return _open_clip(says, described, tensors, tokenizer)
 
 
@@ -103,6 +105,17 @@ def _open_clip(
     return _imported("open_clip", model, given, table, tensors, open_clip_table.IGNORED)
 
 
+def _hugging_face(
+    says: Mapping[str, Any], described: epath.Path, tensors: Tensors, tokenizer: str | None
+) -> Imported:
+    model = hugging_face.model_spec(says, described.name)
+    given = inputs.hugging_face(described.parent, tokenizer)
+    linear = says["model_type"] == "siglip2"
+    table = hugging_face.table(spec.build(model), linear_patches=linear)
+    kind = f"Hugging Face {says['model_type']}"
+    return _imported(kind, model, given, table, tensors, hugging_face.IGNORED)
+
+
 def _imported(
     kind: str,
     model: ml_collections.ConfigDict,
@@ -116,7 +129,7 @@ def _imported(
     params, unused = mapping.read(table, tensors, shapes, ignored)
     # The peers clip the temperature while they train and not when they load.
     scale = math.exp(float(params.get("temperature/log_scale", 0.0)))
-    if scale > 100:
+    if scale > 100.01:
         model.max_scale = 10.0 ** math.ceil(math.log10(scale))
     components = ml_collections.ConfigDict({"model": model, "contract": given.contract})
     return Imported(components, params, tensors.source, kind, unused)

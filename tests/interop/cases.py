@@ -1,8 +1,10 @@
 """The tiny models whose outputs the peers were asked for (see `make_golden`), and their weights.
 
-Weights and inputs are functions of their names, so that only names, shapes and outputs are stored.
+Weights and inputs are functions of their names, so that only outputs are stored, and a digest of
+names and shapes.
 """
 
+import hashlib
 import json
 import math
 import pathlib
@@ -47,6 +49,10 @@ def _with(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A config with some keys of its sections changed, a section by its name without _cfg."""
     sections = {k: {**config[k], **changes.pop(k[:-4], {})} for k in config if k.endswith("_cfg")}
     return {**config, **sections, **changes}
+
+
+def _with_text(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**config, "text_config": {**config["text_config"], **changes}}
 
 
 _SIGLIP = {
@@ -108,6 +114,48 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
         vision_cfg=_trunk("vit_golden_patch8_gap_16", timm_pool="avg", timm_proj="linear"),
     ),
 }
+_HF_TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": LENGTH,
+    "vocab_size": VOCAB,
+    "bos_token_id": BOS,
+    "pad_token_id": 1,
+}
+_HF_VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": SIZE,
+    "patch_size": 8,
+}
+_HF_CLIP = {
+    "model_type": "clip",
+    "projection_dim": 12,
+    "text_config": {**_HF_TEXT, "projection_dim": 12, "eos_token_id": EOS},
+    "vision_config": {**_HF_VISION, "projection_dim": 12},
+}
+_HF_SIGLIP = {
+    "model_type": "siglip",
+    "text_config": {**_HF_TEXT, "projection_size": 24},
+    "vision_config": _HF_VISION,
+}
+HUGGING_FACE: dict[str, dict[str, Any]] = {
+    "clip": _HF_CLIP,
+    "clip_legacy_eos": _with_text(_HF_CLIP, eos_token_id=2, hidden_act="gelu", layer_norm_eps=1e-3),
+    "siglip": _HF_SIGLIP,
+    "siglip2": {
+        **_HF_SIGLIP,
+        "model_type": "siglip2",
+        "vision_config": {
+            **{k: v for k, v in _HF_VISION.items() if k != "image_size"},
+            "num_patches": 4,
+        },
+    },
+}
 # Weights with which captions end before they are full.
 SEEDS = {"coca": 177, "coca_parallel": 166, "coca_cascade": 109, "coca_pad_id": 177}
 # What the names of the tiny trunks stand for, in timm's words and in those of `timm_trunks`.
@@ -167,6 +215,12 @@ def pixels(mean: Any = MEAN, std: Any = STD) -> np.ndarray:
     """The same as PyTorch models take them: [4, 3, size, size] float32, normalised."""
     scaled = (images() / 255 - np.array(mean)) / np.array(std)
     return scaled.astype(np.float32).transpose(0, 3, 1, 2)
+
+
+def digest(names: dict[str, Any]) -> str:
+    """Of the names and shapes of all weights, which are too many to be stored."""
+    listed = sorted((name, list(shape)) for name, shape in names.items())
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def golden(family: str) -> dict[str, Any]:

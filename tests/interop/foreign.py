@@ -11,7 +11,7 @@ import safetensors.numpy
 from etils import epath
 
 from big_mm import decoding, programs, spec, trees
-from big_mm.interop import reading
+from big_mm.interop import hugging_face, mapping, open_clip, open_clip_table, reading
 from big_mm.losses import captioning, contrastive
 from tests.interop import cases
 
@@ -20,7 +20,7 @@ TOKENS = jnp.asarray(cases.TOKENS)
 TOKEN_MASK = jnp.asarray(np.cumsum(cases.TOKENS[:, ::-1] != 0, axis=1)[:, ::-1] > 0)
 
 
-def open_clip(
+def open_clip_folder(
     folder: pathlib.Path, config: dict[str, Any], weights: dict[str, np.ndarray]
 ) -> pathlib.Path:
     """A directory as open_clip pushes it to the hub."""
@@ -29,6 +29,38 @@ def open_clip(
     (folder / "open_clip_config.json").write_text(json.dumps(said))
     safetensors.numpy.save_file(weights, folder / "open_clip_model.safetensors")
     return folder
+
+
+def open_clip_names(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of an open_clip model, as our table has them."""
+    model = spec.build(open_clip.model_spec(config, "config"))
+    prefix = {"text.token_embedding.weight"} if config.get("custom_text") else set()
+    table = open_clip_table.table(model, open_clip_table.layout(config, prefix))
+    return mapping.expected(table, mapping.shapes_of(model))
+
+
+def hugging_face_folder(
+    folder: pathlib.Path, config: dict[str, Any], weights: dict[str, np.ndarray]
+) -> pathlib.Path:
+    """A directory as transformers saves it."""
+    clip = config["model_type"] == "clip"
+    half = (0.5, 0.5, 0.5)
+    size = {"height": cases.SIZE, "width": cases.SIZE}
+    pictures = {"image_processor_type": "CLIPImageProcessor" if clip else "SiglipImageProcessor"}
+    pictures |= {"size": size, "do_center_crop": False}
+    pictures |= {"image_mean": cases.MEAN if clip else half}
+    pictures |= {"image_std": cases.STD if clip else half}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    safetensors.numpy.save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def hugging_face_names(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of a Hugging Face model, as our table has them."""
+    model = spec.build(hugging_face.model_spec(config, "config"))
+    table = hugging_face.table(model, linear_patches=config["model_type"] == "siglip2")
+    return mapping.expected(table, mapping.shapes_of(model))
 
 
 class Loaded:

@@ -26,11 +26,16 @@ def tiny_trunks():
 def loaded(tmp_path_factory):
     @functools.cache
     def load(name: str) -> foreign.Loaded:
-        weights = cases.weights(GOLDEN[name]["names"], cases.SEEDS.get(name, 0))
-        folder = tmp_path_factory.mktemp(name)
-        return foreign.Loaded(foreign.open_clip(folder, cases.OPEN_CLIP[name], weights))
+        config, folder = cases.OPEN_CLIP[name], tmp_path_factory.mktemp(name)
+        weights = cases.weights(foreign.open_clip_names(config), cases.SEEDS.get(name, 0))
+        return foreign.Loaded(foreign.open_clip_folder(folder, config, weights))
 
     return load
+
+
+@pytest.mark.parametrize("name", cases.OPEN_CLIP)
+def test_names_and_shapes(name):
+    assert cases.digest(foreign.open_clip_names(cases.OPEN_CLIP[name])) == GOLDEN[name]["names"]
 
 
 @pytest.mark.parametrize("name", cases.OPEN_CLIP)
