@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from big_mm import spec
-from big_mm.interop import hugging_face, inputs, mapping, open_clip, open_clip_table
+from big_mm.interop import big_vision, hugging_face, inputs, mapping, open_clip, open_clip_table
 from big_mm.interop.mapping import Entry
 from big_mm.interop.tensors import SUFFIXES, Tensors, open_tensors
 from big_mm.spec import UserError
@@ -74,6 +74,10 @@ def read(path: epath.Path, config: str | None = None, tokenizer: str | None = No
     Raises:
       UserError: what is missing, damaged, unknown or not supported.
     """
+    if path.suffix == ".npz":
+        return _big_vision(
+            open_tensors(path), _json(epath.Path(config)) if config else {}, tokenizer
+        )
     if path.name.endswith(SUFFIXES):
         folder, weights = path.parent, path
     else:
@@ -114,6 +118,16 @@ def _hugging_face(
     table = hugging_face.table(spec.build(model), linear_patches=linear)
     kind = f"Hugging Face {says['model_type']}"
     return _imported(kind, model, given, table, tensors, hugging_face.IGNORED)
+
+
+def _big_vision(tensors: Tensors, says: Mapping[str, Any], tokenizer: str | None) -> Imported:
+    tensors = big_vision.parameters(tensors)
+    found = big_vision.find(tensors, says)
+    model = found.model
+    side, length = model.image.image_size, model.text.max_len
+    given = inputs.big_vision(found.family, side, length, tokenizer)
+    table = found.table(spec.build(model))
+    return _imported(f"big_vision {found.family}", model, given, table, tensors, ())
 
 
 def _imported(

@@ -156,6 +156,42 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
         },
     },
 }
+_TOWER = {"width": 16, "depth": 2, "mlp_dim": 24, "num_heads": 2}
+_IMG = {**_TOWER, "patch_size": (8, 8), "num_heads": 4}
+_TXT = {**_TOWER, "vocab_size": VOCAB}
+_CAPPA = {
+    "num_layers": 2,
+    "num_heads": 4,
+    "mlp_dim": 24,
+    "emb_dim": 16,
+    "vocab_size": VOCAB,
+    "seq_len": LENGTH,
+    "patches": (8, 8),
+    "decoder_num_layers": 3,
+    "decoder_num_heads": 2,
+}
+# The arguments of its models: CapPa where it has patches, else two towers.
+BIG_VISION: dict[str, dict[str, Any]] = {
+    "siglip": {
+        "image": {**_IMG, "pool_type": "map"},
+        "text": _TXT,
+        "out_dim": (None, 16),
+        "bias_init": -10.0,
+    },
+    "scan": {
+        "image": {**_IMG, "pool_type": "map", "scan": True},
+        "text": {**_TXT, "scan": True},
+        "out_dim": (None, 16),
+        "bias_init": -10.0,
+    },
+    "lit": {
+        "image": {**_IMG, "pool_type": "tok"},
+        "text": {**_TXT, "pool_type": "first"},
+        "out_dim": (12, 12),
+    },
+    "cappa": {**_CAPPA, "masked_pred_prob": 0.75, "masking_ratio": 1.0, "decoder_bias": False},
+    "cappa_scan": {**_CAPPA, "scan": True},
+}
 # Weights with which captions end before they are full.
 SEEDS = {"coca": 177, "coca_parallel": 166, "coca_cascade": 109, "coca_pad_id": 177}
 # What the names of the tiny trunks stand for, in timm's words and in those of `timm_trunks`.

@@ -66,8 +66,8 @@ def hugging_face_names(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 class Loaded:
     """An imported checkpoint: the model, its parameters, its outputs for the cases' inputs."""
 
-    def __init__(self, path: pathlib.Path):
-        self.imported = reading.read(epath.Path(path))
+    def __init__(self, path: pathlib.Path, config: str | None = None):
+        self.imported = reading.read(epath.Path(path), config)
         self.model = spec.build(self.imported.components)["model"]
         params = {k: jnp.asarray(v) for k, v in self.imported.params.items()}
         self.variables = {"params": trees.unflatten(params)}

@@ -13,6 +13,8 @@ import functools
 import importlib.metadata
 import json
 import pathlib
+import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -97,6 +99,40 @@ def hugging_face() -> dict[str, Any]:
             "losses": [float(out.loss)],
         }
     return {"versions": versions("transformers", "torch"), "cases": made}
+
+
+def big_vision(checkout: pathlib.Path) -> dict[str, Any]:
+    """Two towers and CapPa of big_vision, whose files need TensorFlow for their paths only."""
+    sys.path.insert(0, str(checkout))
+    import flax.training.checkpoints
+    import jax
+
+    # Only now: Flax would use it.
+    for name in ("tensorflow", "tensorflow.io", "tensorflow.io.gfile"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    from big_vision.models.proj.cappa import cappa
+    from big_vision.models.proj.image_text import two_towers
+
+    half = (0.5, 0.5, 0.5)
+    pixels = cases.pixels(half, half).transpose(0, 2, 3, 1)
+    made = {}
+    for name, arguments in cases.BIG_VISION.items():
+        captioner = "patches" in arguments
+        model = (cappa if captioner else two_towers).Model(**arguments)
+        init = jax.eval_shape(model.init, jax.random.key(0), pixels, cases.TOKENS)["params"]
+        flat = flax.traverse_util.flatten_dict(init, sep="/")
+        names = {key: list(leaf.shape) for key, leaf in flat.items()}
+        weights = flax.traverse_util.unflatten_dict(cases.weights(names), sep="/")
+        made[name] = {"names": names}
+        out = model.apply({"params": weights}, pixels, cases.TOKENS)
+        if captioner:
+            made[name]["caption_logits"] = rounded(out)
+        else:
+            image, text, rest = out
+            logits = rest["t"] * image @ text.T + rest.get("b", 0.0)
+            made[name] |= {"image": rounded(image), "text": rounded(text)}
+            made[name]["logits"] = rounded(logits)
+    return {"versions": versions("jax", "flax"), "cases": made}
 
 
 def register_trunks(timm: Any) -> None:
@@ -218,7 +254,7 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in packages}
 
 
-FAMILIES = {"open_clip": open_clip, "hugging_face": hugging_face}
+FAMILIES = {"open_clip": open_clip, "hugging_face": hugging_face, "big_vision": big_vision}
 
 
 def main() -> None:
@@ -226,11 +262,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("families", nargs="+", choices=FAMILIES)
+    parser.add_argument("--big_vision", type=pathlib.Path, metavar="PATH")
     parser.add_argument("--out", type=pathlib.Path, default=cases.GOLDEN)
     arguments = parser.parse_args()
     for family in arguments.families:
         file = arguments.out / f"{family}.json"
-        file.write_text(json.dumps(FAMILIES[family](), separators=(",", ":")) + "\n")
+        needed = (arguments.big_vision,) if family == "big_vision" else ()
+        made = FAMILIES[family](*needed)
+        file.write_text(json.dumps(made, separators=(",", ":")) + "\n")
         print(f"{file}: {file.stat().st_size:,} bytes")
 
 
