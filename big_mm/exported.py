@@ -9,11 +9,12 @@ config.json         "components": the specs of model and contract, which rebuild
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import safetensors.numpy
 from etils import epath
 from jax.sharding import Mesh
@@ -53,12 +54,18 @@ def read(
         stored = safetensors.numpy.load((directory / PARAMS).read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{directory / PARAMS} cannot be read: {error!r}") from error
-    shardings = mesh_lib.shardings(stored, mesh)
-    params = {path: jax.device_put(leaf, shardings[path]) for path, leaf in stored.items()}
+    params = place(stored, mesh)
     found = trees.digest(params)
     if damaged := sorted(k for k in found | expected if found.get(k) != expected.get(k)):
         raise UserError(f"{directory / PARAMS} is damaged: checksum of {damaged[0]}")
-    return components, trees.unflatten(params)
+    return components, params
+
+
+def place(stored: Mapping[str, np.ndarray], mesh: Mesh) -> Any:
+    """Parameters by path as a nested tree, laid out over `mesh`."""
+    shardings = mesh_lib.shardings(dict(stored), mesh)
+    params = {path: jax.device_put(leaf, shardings[path]) for path, leaf in stored.items()}
+    return trees.unflatten(params)
 
 
 def write(

@@ -31,6 +31,7 @@ from big_mm import mesh as mesh_lib
 from big_mm.data import contract as contract_lib
 from big_mm.data.damage import BadRecord
 from big_mm.data.vocabulary import Tokenizer
+from big_mm.interop import reading
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
 from big_mm.types import HOST_ONLY, Batch, Outputs
@@ -46,22 +47,28 @@ def load(
     trusted: Sequence[str] = spec.TRUSTED,
     which: str = "ema",
     mesh: Mesh | None = None,
+    config: str | None = None,
+    tokenizer: str | None = None,
 ) -> "Predictor":
     """The predictor of a checkpoint; nothing but its directory is needed.
 
     Args:
-      directory: a workdir (its latest step), its checkpoints/, one step's folder, or what
-        `python -m big_mm.export --format safetensors` wrote; local or gs://.
+      directory: a workdir (its latest step), its checkpoints/, one step's folder, what
+        `python -m big_mm.export --format safetensors` wrote, or another program's checkpoint (see
+        `interop.reading`); local or gs://.
       trusted: packages whose classes the stored config may name.
       which: "ema" takes the running average of the parameters where the run kept one, "params"
         never does.
       mesh: default: all devices, each with all parameters.
+      config, tokenizer: of another program's checkpoint, where they do not lie beside it.
 
     Raises:
       UserError: no checkpoint, a damaged one, or one that this code cannot rebuild.
     """
     mesh = mesh or mesh_lib.MeshConfig().make()
-    components, params = read(directory, trusted=trusted, which=which, mesh=mesh)
+    components, params = read(
+        directory, trusted=trusted, which=which, mesh=mesh, config=config, tokenizer=tokenizer
+    )
     built = spec.build(components, trusted=trusted)
     predictor = Predictor(built["model"], params, built["contract"], mesh, progress=True)
     predictor.check()
@@ -69,13 +76,26 @@ def load(
 
 
 def read(
-    directory: str | os.PathLike[str], *, trusted: Sequence[str], which: str, mesh: Mesh
+    directory: str | os.PathLike[str],
+    *,
+    trusted: Sequence[str],
+    which: str,
+    mesh: Mesh,
+    config: str | None = None,
+    tokenizer: str | None = None,
 ) -> tuple[ml_collections.ConfigDict, Any]:
     """The specs of `model` and `contract`, and the parameters; as `load`, without building them."""
-    if exported.is_exported(epath.Path(directory)):
-        return exported.read(epath.Path(directory), trusted, mesh)
-    config = checkpoint.load_config(directory, trusted=trusted)
-    components = {"model": config.objective.model, "contract": config.contract}
+    path = epath.Path(directory)
+    if reading.recognises(path):
+        imported = reading.read(path, config, tokenizer)
+        return imported.components, exported.place(imported.params, mesh)
+    for name, value in (("config", config), ("tokenizer", tokenizer)):
+        if value is not None:
+            raise UserError(f"{name}={value!r}, but {path} is no other program's checkpoint")
+    if exported.is_exported(path):
+        return exported.read(path, trusted, mesh)
+    run = checkpoint.load_config(directory, trusted=trusted)
+    components = {"model": run.objective.model, "contract": run.contract}
     return ml_collections.ConfigDict(components), checkpoint.load_params(directory, which, mesh)
 
 

@@ -18,11 +18,16 @@ class Captioner(nn.Module):
       image: the encoder; the decoder attends to its tokens.
       text: the decoder: causal, pool="none", its blocks with cross_attention.
       tie_embeddings: the output softmax uses the token embedding.
+      head_bias: the output softmax has a bias.
+      mask_token: the last of the text's ids is only read, never written: [MASK], with which CapPa's
+        parallel prediction was trained.
     """
 
     image: VisionTransformer
     text: TextTransformer
     tie_embeddings: bool = False
+    head_bias: bool = False
+    mask_token: bool = False
 
     # Cache leaves are [layers, batch, ...]; a scalar is shared by all rows.
     cache_batch_axis = 1
@@ -33,8 +38,11 @@ class Captioner(nn.Module):
             raise UserError(
                 "a captioner's text takes pool='none', causal=True and blocks.cross_attention=True"
             )
+        self.written = text.vocab_size - self.mask_token
+        if self.tie_embeddings and self.head_bias:
+            raise UserError("a captioner with tie_embeddings=True takes head_bias=False")
         if not self.tie_embeddings:
-            self.caption_head = CaptionHead(text.blocks.width, text.vocab_size)
+            self.caption_head = CaptionHead(text.blocks.width, self.written, self.head_bias)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         """`image_tokens`, and with `tokens` and `token_mask` in the batch `caption_logits`."""
@@ -66,5 +74,6 @@ class Captioner(nn.Module):
         return self._caption_outputs(out["tokens"], train=False)
 
     def _caption_outputs(self, x: Float[Array, "batch length width"], train: bool) -> Outputs:
-        kernel = self.text.embedding.T if self.tie_embeddings else self.caption_head()
+        tied = self.tie_embeddings
+        kernel = self.text.embedding[: self.written].T if tied else self.caption_head()
         return caption_outputs(x, kernel, train)

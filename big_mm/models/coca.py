@@ -21,7 +21,7 @@ from big_mm.models.vision import VisionTransformer
 from big_mm.spec import UserError, choose
 from big_mm.types import Batch, Outputs
 
-POOLING = ("cascade", "parallel")
+POOLING = ("cascade", "parallel", "shared")
 
 
 class CoCa(nn.Module):
@@ -37,16 +37,17 @@ class CoCa(nn.Module):
       decoder: the multimodal decoder, with cross_attention.
       queries: image tokens for the decoder.
       pooling: the contrastive query reads the image tokens ("cascade", the paper's default) or the
-        encoder's output ("parallel").
+        encoder's output ("parallel"), or is the first of `queries` ("shared", open_clip's), which
+        leaves the decoder one image token fewer.
       pooler_heads: of the poolers; 0 for the decoder's number.
+      pooler_norms: what the poolers normalise, see `AttentionalPooler`.
       embed_dim: of a linear projection to the shared space; 0 for none, as the paper has it, when
         both towers have the same width.
       tie_embeddings: the output softmax uses the token embedding.
       log_scale, max_scale: the logarithm of the inverse temperature at initialisation and the bound
         of the inverse temperature.
-      legacy: behave as open_clip's CoCa, for weights trained with it: `legacy_cls_mask`, and one
-        pooler (whatever `pooling` says) whose first token is the contrastive one, which leaves the
-        decoder one image token fewer than `queries`.
+      legacy: mask texts as open_clip's CoCa does, for weights trained with it: `legacy_cls_mask`,
+        to which `pad_id` is padding.
     """
 
     image: VisionTransformer
@@ -55,11 +56,13 @@ class CoCa(nn.Module):
     queries: int = 256
     pooling: str = "cascade"
     pooler_heads: int = 0
+    pooler_norms: tuple[str, ...] = ("output",)
     embed_dim: int = 0
     tie_embeddings: bool = False
     log_scale: float = math.log(1 / 0.07)
     max_scale: float = 100.0
     legacy: bool = False
+    pad_id: int = 0
 
     # Cache leaves are [layers, batch, ...]; a scalar is shared by all rows.
     cache_batch_axis = 1
@@ -80,7 +83,7 @@ class CoCa(nn.Module):
                 f"{self.text.blocks.width}: they must be the same"
             )
         self.pooler = self._pooler(self.queries)
-        if not self.legacy:
+        if self.pooling != "shared":
             self.contrastive_pooler = self._pooler(1)
         self.norm = nn.LayerNorm(epsilon=decoder.norm_eps, dtype=decoder.dtype)
         if self.embed_dim:
@@ -111,7 +114,7 @@ class CoCa(nn.Module):
         """`image_embedding` and `image_tokens`."""
         x = self.image(image, train=train)["tokens"]
         tokens = self.pooler(x)
-        if self.legacy:
+        if self.pooling == "shared":
             pooled, tokens = tokens[:, 0], tokens[:, 1:]
         else:
             pooled = self.contrastive_pooler(tokens if self.pooling == "cascade" else x)[:, 0]
@@ -157,14 +160,16 @@ class CoCa(nn.Module):
         return self._caption_outputs(x, train=False)
 
     def _text(self, tokens: Array, token_mask: Array, train: bool) -> dict[str, Array]:
-        mask = legacy_cls_mask(tokens) if self.legacy else None
+        mask = legacy_cls_mask(tokens, self.pad_id) if self.legacy else None
         return self.text(tokens, token_mask, mask=mask, train=train)
 
     def _legacy_cache_mask(self, tokens: Array, index: Array, mask: Mask) -> Mask:
-        """`legacy_cls_mask` for the cache: it remembers after which slots stood an id 0."""
+        """`legacy_cls_mask` for the cache: it remembers after which slots padding stood."""
         ones = jnp.ones((1, len(tokens), self.text.max_len + 1), bool)
         visible = self.get_variable("cache", "visible", ones)
-        visible = jax.lax.dynamic_update_slice(visible, (tokens != 0)[None], (0, 0, index + 1))
+        visible = jax.lax.dynamic_update_slice(
+            visible, (tokens != self.pad_id)[None], (0, 0, index + 1)
+        )
         self.put_variable("cache", "visible", visible)
         return mask & visible[0, :, None, None, :-1]
 
@@ -186,6 +191,7 @@ class CoCa(nn.Module):
             self.pooler_heads or decoder.heads,
             use_bias=decoder.use_bias,
             norm_eps=decoder.norm_eps,
+            norms=self.pooler_norms,
             dtype=decoder.dtype,
             implementation=decoder.implementation,
         )

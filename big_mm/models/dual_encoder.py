@@ -21,6 +21,7 @@ class DualEncoder(nn.Module):
       image_projection, text_projection: whether a linear layer leads from the tower to the space;
         without one the tower's width must be `embed_dim`.
       projection_bias: CLIP's projections have none, SigLIP's one has.
+      text_projection_bias: where it differs from the image's.
       log_scale, max_scale: the logarithm of the inverse temperature at initialisation and the bound
         of the inverse temperature.
       logit_bias: its initial value, for the sigmoid loss; None for none.
@@ -32,13 +33,16 @@ class DualEncoder(nn.Module):
     image_projection: bool = True
     text_projection: bool = True
     projection_bias: bool = False
+    text_projection_bias: bool | None = None
     log_scale: float = math.log(1 / 0.07)
     max_scale: float = 100.0
     logit_bias: float | None = None
 
     def setup(self) -> None:
-        self.image_head = self._head("image", self.image, self.image_projection)
-        self.text_head = self._head("text", self.text, self.text_projection)
+        image_bias, text_bias = self.projection_bias, self.text_projection_bias
+        text_bias = image_bias if text_bias is None else text_bias
+        self.image_head = self._head("image", self.image, self.image_projection, image_bias)
+        self.text_head = self._head("text", self.text, self.text_projection, text_bias)
         self.temperature = Temperature(self.log_scale, self.max_scale)
         if self.logit_bias is not None:
             self.bias = self.param("logit_bias", nn.initializers.constant(self.logit_bias), ())
@@ -78,11 +82,13 @@ class DualEncoder(nn.Module):
             "text_tokens": out["tokens"],
         }
 
-    def _head(self, name: str, tower: VisionTransformer | TextTransformer, project: bool):
+    def _head(
+        self, name: str, tower: VisionTransformer | TextTransformer, project: bool, bias: bool
+    ):
         if tower.pool == "none":
             raise UserError(f"a dual encoder needs an embedding: {name}.pool is 'none'")
         if project:
-            return nn.Dense(self.embed_dim, use_bias=self.projection_bias, dtype=tower.blocks.dtype)
+            return nn.Dense(self.embed_dim, use_bias=bias, dtype=tower.blocks.dtype)
         if tower.blocks.width != self.embed_dim:
             raise UserError(
                 f"{name}_projection=False needs {name}'s width {tower.blocks.width} to be "

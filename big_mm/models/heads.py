@@ -57,23 +57,30 @@ class Temperature(nn.Module):
 
 
 class CaptionHead(nn.Module):
-    """The output softmax's matrix."""
+    """The output softmax's matrix; its bias, if it has one, is a last row."""
 
     width: int
     vocab_size: int
+    use_bias: bool = False
 
     @nn.compact
-    def __call__(self) -> Float[Array, "width vocab"]:
-        return self.param("kernel", scaled_normal(), (self.width, self.vocab_size))
+    def __call__(self) -> Float[Array, "rows vocab"]:
+        kernel = self.param("kernel", scaled_normal(), (self.width, self.vocab_size))
+        if not self.use_bias:
+            return kernel
+        bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
+        return jnp.concatenate([kernel, bias[None]])
 
 
 def caption_outputs(
-    features: Float[Array, "batch length width"], kernel: Float[Array, "width vocab"], train: bool
+    features: Float[Array, "batch length width"], kernel: Float[Array, "rows vocab"], train: bool
 ) -> dict[str, Array]:
-    """`caption_logits`, float32; for losses that never hold all of them (`CrossEntropy.chunks`),
-    while training also what they are the product of. What a jitted loss does not use is not
-    computed.
+    """`caption_logits`, float32, by a `CaptionHead`; for losses that never hold all of them
+    (`CrossEntropy.chunks`), while training also what they are the product of. What a jitted loss
+    does not use is not computed.
     """
+    if len(kernel) > features.shape[-1]:
+        features = jnp.pad(features, ((0, 0), (0, 0), (0, 1)), constant_values=1)
     features, kernel = mesh.by_rows(features), kernel.astype(features.dtype)
     out = {"caption_logits": jnp.matmul(features, kernel, preferred_element_type=jnp.float32)}
     if train:

@@ -49,12 +49,15 @@ class Attention(nn.Module):
 
     Attributes:
       width: of the output; `heads` divides it.
+      qkv_bias, out_bias: of the projections before and after the attention; None: as `use_bias`.
       out_scale: variance factor of the output projection at initialisation.
     """
 
     width: int
     heads: int
     use_bias: bool = True
+    qkv_bias: bool | None = None
+    out_bias: bool | None = None
     out_scale: float = 1.0
     dtype: str = "float32"
     implementation: str = "xla"
@@ -75,7 +78,10 @@ class Attention(nn.Module):
         """
         heads = (self.heads, self.width // self.heads)
         project = functools.partial(
-            nn.DenseGeneral, use_bias=self.use_bias, dtype=self.dtype, kernel_init=scaled_normal()
+            nn.DenseGeneral,
+            use_bias=self.use_bias if self.qkv_bias is None else self.qkv_bias,
+            dtype=self.dtype,
+            kernel_init=scaled_normal(),
         )
         if context is None and (past is None or index is not None):
             qkv = checkpoint_name(project((3, *heads), name="qkv")(x), QKV)
@@ -93,7 +99,11 @@ class Attention(nn.Module):
                 key, value = past["key"], past["value"]
         context = attention(query, key, value, mask, self.implementation)
         out = project(
-            self.width, axis=(-2, -1), kernel_init=scaled_normal(self.out_scale), name="out"
+            self.width,
+            axis=(-2, -1),
+            use_bias=self.use_bias if self.out_bias is None else self.out_bias,
+            kernel_init=scaled_normal(self.out_scale),
+            name="out",
         )(checkpoint_name(context, CONTEXT))
         return checkpoint_name(out, ATTENDED), {"key": key, "value": value}
 
@@ -131,7 +141,11 @@ class Block(nn.Module):
     context_norm: bool
     activation: str
     use_bias: bool
+    qkv_bias: bool | None
+    out_bias: bool | None
     norm_eps: float
+    norm_bias: bool
+    layer_scale: float
     dropout: float
     deterministic: bool
     out_scale: float
@@ -154,9 +168,17 @@ class Block(nn.Module):
             "dtype": self.dtype,
         }
         attend = functools.partial(
-            Attention, self.width, self.heads, implementation=self.implementation, **common
+            Attention,
+            self.width,
+            self.heads,
+            qkv_bias=self.qkv_bias,
+            out_bias=self.out_bias,
+            implementation=self.implementation,
+            **common,
         )
-        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+        norm = functools.partial(
+            nn.LayerNorm, epsilon=self.norm_eps, use_bias=self.norm_bias, dtype=self.dtype
+        )
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         mlp = functools.partial(Mlp, self.width, self.mlp_dim, activation=self.activation, **common)
         new = {}
@@ -164,22 +186,30 @@ class Block(nn.Module):
         y, kv = attend(name="attention")(
             norm(name="attention_norm")(x), mask=mask, past=past.get("self"), index=index
         )
-        x = x + drop(y)
+        x = x + drop(self._scaled(y, "attention"))
         if index is not None:
             new["self"] = kv
         if self.self_mlp:
-            x = x + drop(mlp(name="self_mlp")(norm(name="self_mlp_norm")(x)))
+            y = mlp(name="self_mlp")(norm(name="self_mlp_norm")(x))
+            x = x + drop(self._scaled(y, "self_mlp"))
         if self.cross_attention:
             if self.context_norm and context is not None:
                 context = norm(name="context_norm")(context)
             y, kv = attend(name="cross_attention")(
                 norm(name="cross_attention_norm")(x), context=context, past=past.get("cross")
             )
-            x = x + drop(y)
+            x = x + drop(self._scaled(y, "cross_attention"))
             if index is not None and context is not None:
                 new["cross"] = kv
-        x = x + drop(mlp(name="mlp")(norm(name="mlp_norm")(x)))
-        return x, new
+        y = mlp(name="mlp")(norm(name="mlp_norm")(x))
+        return x + drop(self._scaled(y, "mlp")), new
+
+    def _scaled(self, branch: Array, name: str) -> Array:
+        if not self.layer_scale:
+            return branch
+        init = nn.initializers.constant(self.layer_scale)
+        scale = self.param(f"{name}_layer_scale", init, (self.width,))
+        return branch * scale.astype(branch.dtype)
 
 
 def rematerialised(module: Any, policy: str, prevent_cse: bool = True) -> Any:
@@ -198,6 +228,10 @@ class Transformer(nn.Module):
       self_mlp: a second MLP, between self- and cross-attention, and
       context_norm: a norm of the context in every block, both for open_clip's CoCa decoder.
       activation: "gelu" (tanh form), "gelu_exact", "quick_gelu".
+      use_bias: of attention and MLPs; `qkv_bias` and `out_bias` say otherwise for attention.
+      norm_bias: of the blocks' norms.
+      layer_scale: initial value of a learned factor of each channel of each residual branch
+        (arXiv:2103.17239); 0 for none.
       dropout: on the output of each residual branch while training.
       dtype: of the compute; parameters are float32.
       remat: what the forward pass keeps: "none" remat keeps everything, "dots" the matmuls,
@@ -217,7 +251,11 @@ class Transformer(nn.Module):
     context_norm: bool = False
     activation: str = "gelu"
     use_bias: bool = True
+    qkv_bias: bool | None = None
+    out_bias: bool | None = None
     norm_eps: float = 1e-6
+    norm_bias: bool = True
+    layer_scale: float = 0.0
     dropout: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
@@ -279,7 +317,11 @@ class Transformer(nn.Module):
             context_norm=self.context_norm,
             activation=self.activation,
             use_bias=self.use_bias,
+            qkv_bias=self.qkv_bias,
+            out_bias=self.out_bias,
             norm_eps=self.norm_eps,
+            norm_bias=self.norm_bias,
+            layer_scale=self.layer_scale,
             dropout=self.dropout,
             deterministic=not train,
             out_scale=0.5 / self.depth,

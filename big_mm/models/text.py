@@ -14,7 +14,7 @@ from big_mm.models.attention import Mask
 from big_mm.models.layers import Transformer
 from big_mm.spec import UserError, choose
 
-POOLS = ("none", "cls", "eos", "last", "mean")
+POOLS = ("none", "cls", "first", "last", "eos", "argmax", "mean")
 
 
 def causal_mask(length: int) -> Bool[Array, "1 1 length length"]:
@@ -38,16 +38,16 @@ def cls_mask(
 
 
 def legacy_cls_mask(
-    tokens: Int[Array, "batch length"],
+    tokens: Int[Array, "batch length"], pad_id: int = 0
 ) -> Bool[Array, "batch 1 length_1 length_1"]:
     """The mask of open_clip's CoCa (its release 3.3).
 
-    Padding is told by id 0, which is also the byte-pair token "!", and the validity of position j
-    stands at j + 1. So CLS sees one padding token and not itself, unless the last slot is filled,
-    and what follows a "!" is seen by nothing, itself included. (Before June 2025, when the
-    published weights were trained, that last was so for CLS only.)
+    Padding is told by its id, of which 0 is also the byte-pair token "!", and the validity of
+    position j stands at j + 1. So CLS sees one padding token and not itself, unless the last slot
+    is filled, and what follows a "!" is seen by nothing, itself included. (Before June 2025, when
+    the published weights were trained, that last was so for CLS only.)
     """
-    valid = jnp.pad(tokens != 0, ((0, 0), (1, 0)), constant_values=True)[:, None, None, :]
+    valid = jnp.pad(tokens != pad_id, ((0, 0), (1, 0)), constant_values=True)[:, None, None, :]
     return causal_mask(tokens.shape[1] + 1) & valid
 
 
@@ -56,8 +56,10 @@ class TextTransformer(nn.Module):
 
     Attributes:
       blocks: the layers; with their `cross_attention` they need a `context`.
-      pool: "none"; "cls", a learned token appended after the caption; "eos", the last token of the
-        caption; "last", the last slot whatever it holds (SigLIP); "mean" over the caption.
+      pool: "none"; "cls", a learned token appended after the caption; "first", "last", that slot
+        whatever it holds (SigLIP's is the last); "eos", the first `eos_id`, or without one the last
+        token of the caption; "argmax", the first token of the highest id, which is CLIP's eos;
+        "mean" over the caption.
       mask_padding: only for `causal=False`: tokens do not attend to padding. SigLIP's do.
     """
 
@@ -67,6 +69,7 @@ class TextTransformer(nn.Module):
     causal: bool = True
     pool: str = "cls"
     mask_padding: bool = True
+    eos_id: int | None = None
 
     def __post_init__(self) -> None:
         choose("pool", self.pool, POOLS)
@@ -107,7 +110,7 @@ class TextTransformer(nn.Module):
         normed = self.norm(x)
         out = {"tokens": normed[:, :length], "residual": x[:, :length]}
         if self.pool != "none":
-            out["pooled"] = self._pooled(normed, token_mask)
+            out["pooled"] = self._pooled(normed, tokens, token_mask)
         return out
 
     def decode(
@@ -147,15 +150,24 @@ class TextTransformer(nn.Module):
             return causal_mask(token_mask.shape[1])
         return (token_mask != 0)[:, None, None, :] if self.mask_padding else None
 
-    def _pooled(self, x: Array, token_mask: Array) -> Float[Array, "batch width"]:
+    def _pooled(self, x: Array, tokens: Array, token_mask: Array) -> Float[Array, "batch width"]:
+        if self.pool == "first":
+            return x[:, 0]
         if self.pool in ("cls", "last"):
             return x[:, -1]
+        if self.pool == "argmax":
+            return _at(x, tokens.argmax(axis=1))
+        if self.pool == "eos" and self.eos_id is not None:
+            return _at(x, (tokens == self.eos_id).argmax(axis=1))
         valid = token_mask != 0
         if self.pool == "mean":
             weight = valid[..., None].astype(jnp.float32)
             return (x * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1.0)
-        last = jnp.maximum(valid.sum(axis=1) - 1, 0)
-        return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+        return _at(x, jnp.maximum(valid.sum(axis=1) - 1, 0))
+
+
+def _at(x: Float[Array, "batch length width"], index: Int[Array, " batch"]) -> Array:
+    return jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
 
 
 def cache_mask(

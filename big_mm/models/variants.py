@@ -227,9 +227,7 @@ def open_clip_coca(
     **options: Any,
 ) -> Config:
     """The `CoCa` of open_clip's weights ("B/32", "L/14"), faults included: see `CoCa.legacy`.
-
-    Its pooler normalises its queries, which do not depend on the image: an import stores them
-    normalised. The options are CoCa's.
+    The options are CoCa's.
     """
     blocks = {"activation": "gelu_exact", "norm_eps": 1e-5, **(blocks or {})}
     width, depth, heads = _entry(CLIP_TEXT, name.partition("/")[0])
@@ -260,5 +258,12 @@ def open_clip_coca(
             context_norm=True,
             **blocks,
         ),
-        **{"embed_dim": width, "pooler_heads": 8, "legacy": True, **options},
+        **{
+            "embed_dim": width,
+            "pooling": "shared",
+            "pooler_heads": 8,
+            "pooler_norms": ("query", "output"),
+            "legacy": True,
+            **options,
+        },
     )

@@ -44,6 +44,10 @@ class VisionTransformer(nn.Module):
       pool: "none"; "gap", the mean of the patches; "cls", a learned token in front of them; "map",
         attentional pooling by one query.
       cls_token: the token without the pooling (pool="cls" implies it).
+      cls_position: whether the token has a position of its own.
+      registers: learned tokens between it and the patches, without positions, which only the layers
+        see (arXiv:2309.16588).
+      norm_after_pool: pools what the layers give and normalises that, not the other way round.
       pre_norm: a norm before the first block, as CLIP has.
       patch_bias: CLIP's patch embedding has none.
     """
@@ -56,6 +60,9 @@ class VisionTransformer(nn.Module):
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     pool: str = "none"
     cls_token: bool = False
+    cls_position: bool = True
+    registers: int = 0
+    norm_after_pool: bool = False
     pre_norm: bool = False
     patch_bias: bool = True
 
@@ -94,17 +101,32 @@ class VisionTransformer(nn.Module):
         )(patchify(image.astype(blocks.dtype), self.patch_size))
         x = mesh.by_rows(x)
         has_cls = self.cls_token or self.pool == "cls"
-        if has_cls:
-            cls = self.param("cls", nn.initializers.normal(0.02), (blocks.width,)).astype(x.dtype)
-            cls = jnp.broadcast_to(cls, (x.shape[0], 1, blocks.width))
-            x = jnp.concatenate([cls, x], axis=1)
-        x = x + self._positions(grid, has_cls).astype(x.dtype)
+        x = self._with_prefix(x, self._positions(grid, has_cls).astype(x.dtype), has_cls)
         if self.pre_norm:
             x = self._norm("pre_norm")(x)
-        x = self._norm("norm")(blocks(x, train=train))
+        x = blocks(x, train=train)
+        if self.registers:
+            x = jnp.concatenate([x[:, : int(has_cls)], x[:, has_cls + self.registers :]], axis=1)
+        norm = self._norm("norm")
+        tokens = norm(x)
         if self.pool == "none":
-            return {"tokens": x}
-        return {"tokens": x, "pooled": self._pooled(x, has_cls)}
+            return {"tokens": tokens}
+        if self.norm_after_pool:
+            return {"tokens": tokens, "pooled": norm(self._pooled(x, has_cls))}
+        return {"tokens": tokens, "pooled": self._pooled(tokens, has_cls)}
+
+    def _with_prefix(self, x: Array, positions: Array, has_cls: bool) -> Array:
+        """The patches with their positions, behind the cls token and the registers."""
+        width, init = self.blocks.width, nn.initializers.normal(0.02)
+        own = len(positions) - x.shape[1]
+        parts = [x + positions[own:]]
+        if self.registers:
+            parts.insert(0, self.param("registers", init, (self.registers, width)).astype(x.dtype))
+        if has_cls:
+            cls = self.param("cls", init, (width,)).astype(x.dtype)[None]
+            parts.insert(0, cls + positions[:own] if own else cls)
+        shapes = [(x.shape[0], *part.shape[-2:]) for part in parts]
+        return jnp.concatenate(list(map(jnp.broadcast_to, parts, shapes)), axis=1)
 
     def _norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(epsilon=self.blocks.norm_eps, dtype=self.blocks.dtype, name=name)
@@ -112,8 +134,8 @@ class VisionTransformer(nn.Module):
     def _positions(self, grid: int, has_cls: bool) -> Float[Array, "tokens width"]:
         if self.position == "sincos2d":
             # The learned token needs no fixed position.
-            return jnp.pad(sincos2d(grid, grid, self.blocks.width), ((int(has_cls), 0), (0, 0)))
-        init, count = nn.initializers.normal(0.02), grid * grid + has_cls
+            return jnp.asarray(sincos2d(grid, grid, self.blocks.width))
+        init, count = nn.initializers.normal(0.02), grid * grid + (has_cls and self.cls_position)
         return self.param("position_embedding", init, (count, self.blocks.width))
 
     def _pooled(

@@ -158,8 +158,8 @@ def test_pooling_variants_differ_where_they_should():
     assert np.abs(a["image_embedding"] - b["image_embedding"]).max() > 1e-2
 
 
-def test_legacy_has_one_image_token_less():
-    made = tiny.coca(legacy=True)
+def test_shared_pooling_leaves_one_image_token_fewer():
+    made = tiny.coca(pooling="shared")
     shapes = jax.eval_shape(made.apply, tiny.variables(made), tiny.batch())
     assert shapes["image_tokens"].shape == (3, 2, tiny.WIDTH)
 

@@ -1,0 +1,99 @@
+"""What big_vision computes with the same weights, we compute: SigLIP, LiT, CapPa."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from big_mm.interop import reading
+from big_mm.spec import UserError
+from tests.interop import cases, foreign
+
+GOLDEN = cases.golden("big_vision")["cases"]
+TWO_TOWERS = [name for name in cases.BIG_VISION if not name.startswith("cappa")]
+CAPPAS = [name for name in cases.BIG_VISION if name.startswith("cappa")]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    @functools.cache
+    def load(name: str) -> foreign.Loaded:
+        folder, config = tmp_path_factory.mktemp(name), None
+        if name == "lit":
+            config = str(folder / "config.json")
+            (folder / "config.json").write_text(json.dumps({"txt": {"pool_type": "first"}}))
+        # Beside the parameters, trainers keep the optimizer's state.
+        weights = cases.weights(GOLDEN[name]["names"])
+        stored = {f"params/{key}": value for key, value in weights.items()}
+        np.savez(folder / "checkpoint.npz", **stored, **{"opt/0/count": np.zeros(3, np.int32)})
+        return foreign.Loaded(folder / "checkpoint.npz", config)
+
+    return load
+
+
+@pytest.mark.parametrize("name", TWO_TOWERS)
+def test_two_towers(loaded, name):
+    found, theirs = loaded(name), GOLDEN[name]
+    for side in ("image", "text"):
+        np.testing.assert_allclose(found.outputs[f"{side}_embedding"], theirs[side], atol=1e-5)
+    np.testing.assert_allclose(found.logits(), theirs["logits"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CAPPAS)
+def test_cappa(loaded, name):
+    found = loaded(name)
+    # Its decoder begins with a 0, which stands for no token, in place of bos.
+    tokens = jnp.pad(foreign.TOKENS, ((0, 0), (1, 0)))[:, :-1]
+    outputs = jax.jit(found.model.apply)(found.variables, found.batch | {"tokens": tokens})
+    np.testing.assert_allclose(
+        outputs["caption_logits"], GOLDEN[name]["caption_logits"], rtol=1e-5, atol=1e-5
+    )
+    assert found.model.mask_token == (name == "cappa")
+
+
+def test_numbered_and_scanned_layers_are_the_same(loaded, tmp_path):
+    names = GOLDEN["siglip"]["names"]
+    weights = cases.weights(names)
+    stacked = {}
+    for key, value in weights.items():
+        if "encoderblock_0/" in key:
+            layers = [weights[key.replace("block_0", f"block_{i}")] for i in range(2)]
+            stacked[key.replace("encoderblock_0", "encoderblock")] = np.stack(layers)
+        elif "encoderblock_" not in key:
+            stacked[key] = value
+    np.savez(tmp_path / "scanned.npz", **stacked)
+    found = reading.read(epath.Path(tmp_path / "scanned.npz"))
+    for path, value in loaded("siglip").imported.params.items():
+        np.testing.assert_array_equal(found.params[path], value)
+
+
+def test_bfloat16_is_widened_exactly(tmp_path):
+    weights = cases.weights(GOLDEN["siglip"]["names"])
+    halves = {key: value.astype(jnp.bfloat16) for key, value in weights.items()}
+    np.savez(tmp_path / "half.npz", **halves)
+    found = reading.read(epath.Path(tmp_path / "half.npz")).params
+    expected = halves["txt/Embed_0/embedding"].astype(np.float32)
+    np.testing.assert_array_equal(found["text/embedding"], expected)
+
+
+def test_what_is_not_supported_is_said(tmp_path):
+    def message(**arrays):
+        np.savez(tmp_path / "some.npz", **arrays)
+        with pytest.raises(UserError) as error:
+            reading.read(epath.Path(tmp_path / "some.npz"))
+        return str(error.value)
+
+    bert = {"txt/BertEncoder_0/embedder/x": np.zeros(2), "img/embedding/kernel": np.zeros(2)}
+    assert "its text tower is BERT" in message(**bert)
+    assert "its names begin with head, trunk" in message(
+        **{"head/x": np.zeros(2), "trunk/y": [1.0]}
+    )
+    weights = cases.weights(GOLDEN["siglip"]["names"])
+    sincos = {key: value for key, value in weights.items() if key != "img/pos_embedding"}
+    assert "there is no img/pos_embedding: fixed positions" in message(**sincos)
+    weights["img/pre_logits/kernel"] = np.zeros((16, 16))
+    assert "img/pre_logits (rep_size) is not supported" in message(**weights)

@@ -1,0 +1,71 @@
+"""What open_clip computes with the same weights, we compute: every kind of model that it has."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from big_mm.interop import timm_trunks
+from tests.interop import cases, foreign
+
+GOLDEN = cases.golden("open_clip")["cases"]
+COCAS = [name for name in cases.OPEN_CLIP if name.startswith("coca")]
+DUAL_ENCODERS = [name for name in cases.OPEN_CLIP if name not in COCAS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_trunks():
+    made = {name: timm_trunks.Trunk(**ours) for name, (_, ours) in cases.TRUNKS.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, trunk in made.items():
+            patch.setitem(timm_trunks.TRUNKS, name, trunk)
+        yield
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    @functools.cache
+    def load(name: str) -> foreign.Loaded:
+        config, folder = cases.OPEN_CLIP[name], tmp_path_factory.mktemp(name)
+        weights = cases.weights(foreign.open_clip_names(config), cases.SEEDS.get(name, 0))
+        return foreign.Loaded(foreign.open_clip_folder(folder, config, weights))
+
+    return load
+
+
+@pytest.mark.parametrize("name", cases.OPEN_CLIP)
+def test_names_and_shapes(name):
+    assert cases.digest(foreign.open_clip_names(cases.OPEN_CLIP[name])) == GOLDEN[name]["names"]
+
+
+@pytest.mark.parametrize("name", cases.OPEN_CLIP)
+def test_embeddings(loaded, name):
+    for side in ("image", "text"):
+        found = loaded(name).outputs[f"{side}_embedding"]
+        np.testing.assert_allclose(found, GOLDEN[name][side], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DUAL_ENCODERS)
+def test_logits_and_losses(loaded, name):
+    np.testing.assert_allclose(loaded(name).logits(), GOLDEN[name]["logits"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loaded(name).losses(), GOLDEN[name]["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", COCAS)
+def test_caption_logits_and_losses(loaded, name):
+    # They leave out the last position, which has nothing to predict.
+    found, theirs = loaded(name).outputs["caption_logits"][:, :-1], GOLDEN[name]["caption_logits"]
+    np.testing.assert_allclose(found, theirs, atol=1e-5)
+    # They count every target but the padding id, wherever it stands.
+    counted = foreign.TOKENS != loaded(name).model.pad_id
+    np.testing.assert_allclose(loaded(name).losses(counted), GOLDEN[name]["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", COCAS)
+def test_captions(loaded, name):
+    theirs, pad_id = GOLDEN[name]["captions"], loaded(name).model.pad_id
+    # Their minimum leaves out eos.
+    found = functools.partial(loaded(name).captions, pad_id=pad_id, min_len=3)
+    assert found() == theirs["greedy"]
+    if name in ("coca", "coca_cascade"):
+        assert found(num_beams=3, early_stop=False) == theirs["beam_3"]
