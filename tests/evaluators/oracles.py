@@ -70,7 +70,9 @@ class Oracle(Predictor):
         return unit([self.text_vector(text) for text in texts])
 
     def generate(self, images, how: Decoding, *, prefix="", seed=0):
-        texts = [prefix + self.says(number_of(image)) for image in images]
+        prefixes = [prefix] * len(images) if isinstance(prefix, str) else prefix
+        said = [self.says(number_of(image)) for image in images]
+        texts = [first + words for first, words in zip(prefixes, said, strict=True)]
         return self.contract.text(texts)[0], np.zeros(len(texts), np.float32)
 
     def caption_log_likelihood(self, images, captions):
@@ -78,6 +80,16 @@ class Oracle(Predictor):
         totals = [self.log_likelihood(number_of(image), caption) for image, caption in pairs]
         words = [len(caption.split()) for caption in captions]
         return np.array(totals, np.float32), np.array(words, np.int32)
+
+    def texts_log_likelihood(self, images, texts, prefix=""):
+        prefixes = [prefix] * len(images) if isinstance(prefix, str) else prefix
+        totals = np.full((len(texts), max(map(len, texts))), -np.inf, np.float32)
+        words = np.zeros(totals.shape, np.int32)
+        for row, (image, first, each) in enumerate(zip(images, prefixes, texts, strict=True)):
+            pairs = [image] * len(each), [first + text for text in each]
+            totals[row, : len(each)] = self.caption_log_likelihood(*pairs)[0]
+            words[row, : len(each)] = [len(text.split()) for text in each]
+        return totals, words
 
 
 def unit(vectors) -> np.ndarray:
