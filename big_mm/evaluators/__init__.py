@@ -3,6 +3,7 @@
 from big_mm.evaluators.base import Evaluator, Result
 from big_mm.evaluators.captioning import Captioning, SceneAccuracy
 from big_mm.evaluators.choice import Choice
+from big_mm.evaluators.composed_retrieval import ComposedRetrieval
 from big_mm.evaluators.grounding import GroundingGap
 from big_mm.evaluators.groups import GroupGap
 from big_mm.evaluators.pairs import Pairs
@@ -16,6 +17,7 @@ __all__ = [
     "VQA",
     "Captioning",
     "Choice",
+    "ComposedRetrieval",
     "Evaluator",
     "GroundingGap",
     "GroupGap",
