@@ -158,6 +158,15 @@ def test_only_results_above_the_right_one_are_mistakes():
     assert [kind for kind, _ in examples._verdicts([False, False])] == ["bad", "bad"]
 
 
+def test_answers_are_shown_with_what_asked():
+    shown = {"image": "data:asked", "text": "is it <red>?", "truth": ["yes (9)"]}
+    said = {"results": [{"text": "no", "right": False}]}
+    found = {"results": [{"image": "data:found", "right": True}]}
+    page = examples.queries({"queries": [shown | said, shown | found]})
+    assert page.count("data:asked") == 2 and "is it &lt;red&gt;?" in page
+    assert page.count("truth: yes (9)") == 1 and "data:found" in page
+
+
 def test_wrong_words_are_marked_as_words():
     marked = examples._marked("a red star, Red!", ["red"])
     assert marked == "a <u>red</u> star, <u>Red</u>!"

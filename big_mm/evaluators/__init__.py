@@ -2,18 +2,30 @@
 
 from big_mm.evaluators.base import Evaluator, Result
 from big_mm.evaluators.captioning import Captioning, SceneAccuracy
+from big_mm.evaluators.choice import Choice
+from big_mm.evaluators.composed_retrieval import ComposedRetrieval
 from big_mm.evaluators.grounding import GroundingGap
+from big_mm.evaluators.groups import GroupGap
+from big_mm.evaluators.pairs import Pairs
 from big_mm.evaluators.retrieval import Retrieval
+from big_mm.evaluators.statements import Statements
 from big_mm.evaluators.suite import run_all
+from big_mm.evaluators.vqa import VQA
 from big_mm.evaluators.zero_shot import ZeroShot
 
 __all__ = [
+    "VQA",
     "Captioning",
+    "Choice",
+    "ComposedRetrieval",
     "Evaluator",
     "GroundingGap",
+    "GroupGap",
+    "Pairs",
     "Result",
     "Retrieval",
     "SceneAccuracy",
+    "Statements",
     "ZeroShot",
     "run_all",
 ]

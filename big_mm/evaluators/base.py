@@ -151,6 +151,20 @@ def examples(
             }
 
 
+def rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records of a batch, each without its picture."""
+    features = [key for key in batch if key not in ("image", "key")]
+    return [
+        {"key": str(key), **{name: batch[name][i] for name in features}}
+        for i, key in enumerate(batch["key"])
+    ]
+
+
+def texts(value: Any) -> list[str]:
+    """All values of a record's feature as texts; none of an absent one (None)."""
+    return [_text(v) for v in _values(value)]
+
+
 def captions_of(batch: Mapping[str, Any], key: str = "captions") -> list[list[str]]:
     """The texts of each row: the record's captions, or those of another text feature.
 
@@ -162,11 +176,11 @@ def captions_of(batch: Mapping[str, Any], key: str = "captions") -> list[list[st
             f"the records have no {key!r} (they have {', '.join(sorted(batch))}): name it in the "
             "source's schema"
         )
-    texts = [[_text(v) for v in _values(row)] for row in batch[key]]
-    for row, name in zip(texts, batch["key"], strict=True):
+    found = [texts(row) for row in batch[key]]
+    for row, name in zip(found, batch["key"], strict=True):
         if not row:
             raise UserError(f"record {str(name)!r} has nothing in {key!r}")
-    return texts
+    return found
 
 
 def first_text(value: Any) -> str:

@@ -119,8 +119,7 @@ class Captioning(base.Evaluator):
             predictions += predictor.contract.detokenize(tokens)
             references += base.captions_of(batch, self.references)
             keys += list(map(str, batch["key"]))
-            features = [key for key in batch if key != "image"]
-            records += [{k: batch[k][i] for k in features} for i in range(len(tokens))]
+            records += base.rows(batch)
             pictures += [base.picture(image) for image in batch["image"][: _SHOWN - len(pictures)]]
         others = [references[i][0] for i in derangement(len(references))]
         scores = self._scores(predictions, references, records)

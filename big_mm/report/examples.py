@@ -1,4 +1,4 @@
-"""Evaluators' artifacts as HTML: captions, retrieval, classes."""
+"""Evaluators' artifacts as HTML: captions, retrieval, classes, answers."""
 
 import html
 import re
@@ -60,36 +60,40 @@ def retrieval(artifact: Mapping[str, Any]) -> str:
     )
 
 
+def queries(artifact: Mapping[str, Any]) -> str:
+    """The first questions, statements, choices or edits, with what the model answered."""
+    shown = "".join(map(_query, artifact["queries"]))
+    return f'<p class="note">The first records, not chosen.</p><div class="two">{shown}</div>'
+
+
 def _query(query: Mapping[str, Any]) -> str:
+    """What asks, an image or a text or both, and what was found: images or texts."""
     verdicts = _verdicts([r["right"] for r in query["results"]])
-    if "text" in query:
+    asking = f'<img src="{query["image"]}" alt="">' if "image" in query else ""
+    said = f'<div class="said">{html.escape(query["text"])}</div>' if "text" in query else ""
+    pairs = list(zip(query["results"], verdicts, strict=True))
+    show_truth = bool(query["truth"]) and not query["results"][0]["right"]
+    truth = ""
+    if "image" in query["results"][0]:
         found = "".join(
             f'<figure class="{kind}"><img src="{r["image"]}" alt="">'
             f"<figcaption>{sign}</figcaption></figure>"
-            for r, (kind, sign) in zip(query["results"], verdicts, strict=True)
+            for r, (kind, sign) in pairs
         )
-        truth = ""
-        if not query["results"][0]["right"]:
+        if show_truth:
             truth = (
                 f'<figure class="apart"><img src="{query["truth"]}" alt="">'
                 "<figcaption>truth</figcaption></figure>"
             )
-        text = html.escape(query["text"])
-        return (
-            f'<div class="query"><div><div class="said">{text}</div>'
-            f'<div class="found">{found}{truth}</div></div></div>'
+        found = f'<div class="found">{found}{truth}</div>'
+    else:
+        results = "".join(
+            f'<li class="{kind}">{sign} {html.escape(r["text"])}</li>' for r, (kind, sign) in pairs
         )
-    results = "".join(
-        f'<li class="{kind}">{sign} {html.escape(r["text"])}</li>'
-        for r, (kind, sign) in zip(query["results"], verdicts, strict=True)
-    )
-    truth = ""
-    if not query["results"][0]["right"]:
-        truth = f'<div class="truth">truth: {html.escape("; ".join(query["truth"]))}</div>'
-    return (
-        f'<div class="query"><img src="{query["image"]}" alt="">'
-        f"<div><ol>{results}</ol>{truth}</div></div>"
-    )
+        if show_truth:
+            truth = f'<div class="truth">truth: {html.escape("; ".join(query["truth"]))}</div>'
+        found = f"<ol>{results}</ol>{truth}"
+    return f'<div class="query">{asking}<div>{said}{found}</div></div>'
 
 
 def _verdicts(right: Sequence[bool]) -> list[tuple[str, str]]:

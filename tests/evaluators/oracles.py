@@ -26,7 +26,9 @@ def picture(number: int) -> np.ndarray:
     return image
 
 
-def number_of(image: np.ndarray) -> int:
+def number_of(image: np.ndarray | bytes) -> int:
+    if isinstance(image, bytes):
+        image = np.asarray(Image.open(io.BytesIO(image)))
     return int(image[0, 0, 0]) + 256 * int(image[0, 0, 1])
 
 
@@ -72,7 +74,9 @@ class Oracle(Predictor):
         return unit([self.text_vector(text) for text in texts])
 
     def generate(self, images, how: Decoding, *, prefix="", seed=0):
-        texts = [prefix + self.says(number_of(image)) for image in images]
+        prefixes = [prefix] * len(images) if isinstance(prefix, str) else prefix
+        said = [self.says(number_of(image)) for image in images]
+        texts = [first + words for first, words in zip(prefixes, said, strict=True)]
         return self.contract.text(texts)[0], np.zeros(len(texts), np.float32)
 
     def caption_log_likelihood(self, images, captions):
@@ -82,14 +86,14 @@ class Oracle(Predictor):
         return np.array(totals, np.float32), np.array(words, np.int32)
 
     def texts_log_likelihood(self, images, texts, prefix=""):
-        numbers = [number_of(np.array(Image.open(io.BytesIO(image)))) for image in images]
-        width = max(map(len, texts))
-        totals = np.full((len(texts), width), -np.inf, np.float32)
-        counts = np.zeros((len(texts), width), np.int32)
-        for row, (number, given) in enumerate(zip(numbers, texts, strict=True)):
-            totals[row, : len(given)] = [self.log_likelihood(number, prefix + t) for t in given]
-            counts[row, : len(given)] = 1
-        return totals, counts
+        prefixes = [prefix] * len(images) if isinstance(prefix, str) else prefix
+        totals = np.full((len(texts), max(map(len, texts))), -np.inf, np.float32)
+        words = np.zeros(totals.shape, np.int32)
+        for row, (image, first, each) in enumerate(zip(images, prefixes, texts, strict=True)):
+            pairs = [image] * len(each), [first + text for text in each]
+            totals[row, : len(each)] = self.caption_log_likelihood(*pairs)[0]
+            words[row, : len(each)] = [len(text.split()) for text in each]
+        return totals, words
 
 
 def unit(vectors) -> np.ndarray:
