@@ -25,6 +25,8 @@ _SLACK = 16
 # Similarities at a time on a device, and vectors' components at a time on the host.
 _TILE, _QUERIES = 2**14, 2**10
 _HOST = 2**25
+# Columns of which one maximum is taken before the largest are sought.
+_GROUP = 64
 
 
 def rank(
@@ -129,7 +131,7 @@ def _over_blocks(
 ) -> tuple[np.ndarray, ...]:
     """Runs a program over blocks of queries against the gallery, spread over the devices."""
     mesh = mesh or mesh_lib.MeshConfig().make()
-    tile = min(_TILE, -(-len(gallery) // mesh.size))
+    tile = min(_TILE, -(-len(gallery) // (mesh.size * _GROUP)) * _GROUP)
     padded = -(-len(gallery) // (mesh.size * tile)) * mesh.size * tile
 
     def shard(index: tuple[slice, ...]) -> np.ndarray:
@@ -179,7 +181,7 @@ def _program(mesh: Mesh, k: int, tile: int, items: int) -> Callable[..., tuple[A
 
         def step(best: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
             found, index = scores(number)
-            values, places = jax.lax.top_k(found, min(k, tile))
+            values, places = _largest(found, min(k, tile))
             more = values, index[places]
             return _first(
                 *(jnp.concatenate(x, axis=1) for x in zip(best, more, strict=True)), k
@@ -205,6 +207,20 @@ def _program(mesh: Mesh, k: int, tile: int, items: int) -> Callable[..., tuple[A
     if k:
         return jax.jit(mapped(best, in_specs=(spread, everywhere)))
     return jax.jit(mapped(count, in_specs=(spread, everywhere, everywhere)))
+
+
+def _largest(scores: Array, k: int) -> tuple[Array, Array]:
+    """`top_k` for many columns: the k largest are in the k groups with the largest maxima."""
+    rows, columns = scores.shape
+    groups = columns // _GROUP
+    if columns % _GROUP or groups <= 2 * k:
+        return tuple(jax.lax.top_k(scores, k))
+    grouped = scores.reshape(rows, groups, _GROUP)
+    _, chosen = jax.lax.top_k(grouped.max(axis=-1), k)
+    held = jnp.take_along_axis(grouped, chosen[..., None], axis=1).reshape(rows, -1)
+    values, places = jax.lax.top_k(held, k)
+    group = jnp.take_along_axis(chosen, places // _GROUP, axis=1)
+    return values, group * _GROUP + places % _GROUP
 
 
 def _first(values: Array, index: Array, k: int) -> tuple[Array, Array]:

@@ -9,10 +9,12 @@ from big_mm.metrics import recall
 from big_mm.metrics.recall import Pairs, SameId
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """Tiles and blocks far below the problems' sizes."""
-    monkeypatch.setattr(search, "_TILE", 37)
+@pytest.fixture(autouse=True, params=[36, 240], ids=["narrow", "grouped"])
+def small(monkeypatch, request):
+    """Tiles and blocks far below the problems' sizes; in the wider ones groups are used."""
+    tile = request.param
+    monkeypatch.setattr(search, "_TILE", tile)
+    monkeypatch.setattr(search, "_GROUP", 4)
     monkeypatch.setattr(search, "_QUERIES", 16)
     monkeypatch.setattr(search, "_HOST", 5000)
 
