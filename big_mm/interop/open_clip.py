@@ -132,6 +132,7 @@ def _vision(section: Settings, quick: bool) -> Config:
     # Fixed positions are stored like learned ones.
     section.only("pos_embed_type", "learnable", "sin_cos_2d")
     width = section.get("width", 768)
+    side, patch = _square(section, "image_size", 224), _square(section, "patch_size", 16)
     return spec(
         VisionTransformer,
         blocks=spec(
@@ -146,8 +147,9 @@ def _vision(section: Settings, quick: bool) -> Config:
                 section,
             ),
         ),
-        image_size=_square(section, "image_size", 224),
-        patch_size=_square(section, "patch_size", 16),
+        image_size=side,
+        patch_size=patch,
+        ragged=side % patch > 0,
         pool=_POOLS[section.only("pool_type", "tok", "avg")],
         cls_token=True,
         norm_after_pool=section.only("final_ln_after_pool", False, True),
