@@ -101,6 +101,8 @@ class Loaded:
             jnp.arange(len(start)),
             0,
             decoding.options(**options),
-            vocabulary=decoding.Vocabulary(cases.VOCAB, pad_id, cases.BOS, cases.EOS, -1),
+            vocabulary=decoding.Vocabulary(
+                cases.VOCAB, pad_id, cases.EOS, pad_id, (pad_id, cases.BOS)
+            ),
         )
         return np.where(tokens == pad_id, 0, tokens).tolist()
