@@ -57,6 +57,7 @@ def model_spec(config: Mapping[str, Any], source: str) -> Config:
 
 def _clip(vision: Settings, text: Settings, embed_dim: int, quick: bool) -> Config:
     name = vision.get("timm_model_name")
+    image = _vision(vision, quick) if name is None else _timm(vision, name)
     projection, bias = (True, False) if name is None else _timm_projection(vision)
     vision.only("attentional_pool", False)
     proj_type = text.only("proj_type", "linear", "none")
@@ -64,7 +65,7 @@ def _clip(vision: Settings, text: Settings, embed_dim: int, quick: bool) -> Conf
     text.only("embed_cls", False)
     return spec(
         DualEncoder,
-        image=_vision(vision, quick) if name is None else _timm(vision, name),
+        image=image,
         text=_text(text, quick, _text_pool(text)),
         embed_dim=embed_dim,
         image_projection=projection,

@@ -178,6 +178,8 @@ def open_clip_outputs(model: Any) -> dict[str, Any]:
             out = model(images, tokens)
             features = [out["image_features"].reshape(4, -1), out["text_features"]]
             found = {"caption_logits": rounded(out["logits"])}
+            _, mask = model.text._embeds(tokens)
+            found["mask"] = (mask[:: model.text.heads] == 0).int().tolist()
             pad = model.text.pad_id
             loss = CoCaLoss(1.0, 1.0, pad_id=pad)
             terms = loss(*features, out["logits"], out["labels"], out["logit_scale"])
