@@ -81,7 +81,12 @@ def _coca(top: Settings, vision: Settings, text: Settings, embed_dim: int, quick
     if vision.get("timm_model_name") is not None:
         raise UserError(f"{vision.where}.timm_model_name is not supported in a CoCa")
     # Without it the decoder would read the patches; no published CoCa does.
-    pooling = vision.only("attentional_pool", True, "parallel", "cascade")
+    pooling = vision.get("attentional_pool", False)
+    if pooling not in (True, "parallel", "cascade"):
+        raise UserError(
+            f"{vision.where}.attentional_pool={pooling!r} is not supported in a CoCa; supported: "
+            "True, 'parallel', 'cascade'"
+        )
     image = _vision(vision, quick)
     image.pool, image.cls_token = "none", True
     text.only("embed_cls", True)
