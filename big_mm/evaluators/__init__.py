@@ -1,6 +1,8 @@
 """Evaluators: from a predictor to metrics and things to look at."""
 
+from big_mm.evaluators.arena import Arena
 from big_mm.evaluators.base import Evaluator, Result
+from big_mm.evaluators.caption_sets import CaptionSets
 from big_mm.evaluators.captioning import Captioning, SceneAccuracy
 from big_mm.evaluators.choice import Choice
 from big_mm.evaluators.composed_retrieval import ComposedRetrieval
@@ -15,6 +17,8 @@ from big_mm.evaluators.zero_shot import ZeroShot
 
 __all__ = [
     "VQA",
+    "Arena",
+    "CaptionSets",
     "Captioning",
     "Choice",
     "ComposedRetrieval",
