@@ -107,8 +107,8 @@ class Captioning(base.Evaluator):
         return functools.reduce(operator.or_, (getattr(f, "about", {}) for f in self.figures), made)
 
     def evaluate(self, predictor: Predictor, step: int) -> base.Result:
-        """Metrics: bleu_1..4, rouge_l, cider, the scorer's, their chance levels; distinct, words and
-        the figures'.
+        """Metrics: bleu_1..4, rouge_l, cider, the scorer's, their chance levels; distinct, words;
+        those of the figures.
 
         Raises:
           UserError: a record without references, fewer than two records, or a model that does not
