@@ -7,6 +7,7 @@ from big_mm.evaluators.composed_retrieval import ComposedRetrieval
 from big_mm.evaluators.grounding import GroundingGap
 from big_mm.evaluators.groups import GroupGap
 from big_mm.evaluators.pairs import Pairs
+from big_mm.evaluators.probes import FewShot, LinearProbe, NearestNeighbours
 from big_mm.evaluators.retrieval import Retrieval
 from big_mm.evaluators.statements import Statements
 from big_mm.evaluators.suite import run_all
@@ -19,8 +20,11 @@ __all__ = [
     "Choice",
     "ComposedRetrieval",
     "Evaluator",
+    "FewShot",
     "GroundingGap",
     "GroupGap",
+    "LinearProbe",
+    "NearestNeighbours",
     "Pairs",
     "Result",
     "Retrieval",

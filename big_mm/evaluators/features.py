@@ -9,7 +9,7 @@ What is kept is found again only for the same parameters, model, input contract,
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
@@ -81,7 +81,7 @@ def extract(
     return predictor.kept[name][1]
 
 
-def read(source: Source, index: Sequence[int] | Int[np.ndarray, " n"]) -> Iterator[dict[str, Any]]:
+def read(source: Source, index: Int[np.ndarray, " n"]) -> Iterator[dict[str, Any]]:
     """The records of these numbers as they are stored, in order, without decoding pictures."""
     with futures.ThreadPoolExecutor(_READERS) as pool:
         numbers = iter(index)
