@@ -50,6 +50,7 @@ def evaluate(
     *,
     bootstrap: int = 1000,
     fresh: bool = False,
+    features: epath.PathLike | None = None,
 ) -> tuple[dict[str, float], list[report.Row]]:
     """The metrics of a checkpoint by name, and the same as rows for people.
 
@@ -62,6 +63,7 @@ def evaluate(
       announce: called with what begins.
       bootstrap: samples for the intervals; 0 for none.
       fresh: run also what is in the workdir already.
+      features: a local folder for what probes compute of whole sources, and find there again.
 
     Raises:
       UserError: no checkpoint, no such evaluator, another contract, or an evaluator's own refusal.
@@ -70,7 +72,7 @@ def evaluate(
     chosen = stored if config is None else config
     spec.override(chosen, overrides)
     evaluators = _evaluators(chosen, only)
-    predictor = big_mm.load(directory)
+    predictor = dataclasses.replace(big_mm.load(directory), features=features)
     if config is not None:
         _check_contract(config, predictor)
     number = itertools.count(1)
@@ -173,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="samples for the 95 %% intervals (default: %(default)s; 0: no intervals)",
     )
+    parser.add_argument("--features", metavar="DIR", help="keep the features of probes here")
     parser.add_argument(
         "--fresh", action="store_true", help="run also what the workdir has results of"
     )
@@ -191,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _announce(),
             bootstrap=arguments.bootstrap,
             fresh=arguments.fresh,
+            features=arguments.features,
         )
         if jax.process_index() == 0:
             report.print_table(rows)

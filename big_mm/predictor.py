@@ -112,6 +112,8 @@ class Predictor:
       batch_size: rows of a full batch over all devices.
       threads: that prepare pictures.
       progress: show a progress bar for long work, on a terminal.
+      features: a local folder that keeps the outputs of whole sources (`evaluators.features`).
+      kept: the same in memory, for these parameters.
     """
 
     model: nn.Module
@@ -122,6 +124,8 @@ class Predictor:
     threads: int = min(os.cpu_count() or 1, 16)
     progress: bool = False
     compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+    features: str | os.PathLike[str] | None = None
+    kept: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.mesh is None:
@@ -129,7 +133,7 @@ class Predictor:
 
     def replace(self, *, params: Any) -> "Predictor":
         """The same predictor, programs compiled so far included, with other parameters."""
-        return dataclasses.replace(self, params=params)
+        return dataclasses.replace(self, params=params, kept={})
 
     def encode_image(self, images: Pictures) -> Float32[np.ndarray, "n dim"]:
         """Unit embeddings of pictures: Pillow images, uint8 arrays, files' paths or bytes.
@@ -143,6 +147,22 @@ class Predictor:
             _count(images),
             lambda at: (self._pictures(images, at),),
             functools.partial(self._program(programs.encode_image), self.params),
+        )
+
+    def image_outputs(
+        self, images: Pictures, keys: Sequence[str], dtype: str = "float32"
+    ) -> Outputs:
+        """Documented outputs (`types.OUTPUTS`) of pictures, one row each, such as `image_features`.
+
+        Raises:
+          UserError: as `encode_image`; an output that the model does not have.
+        """
+        program = self._program(programs.image_outputs, keys=tuple(keys), dtype=dtype)
+        return self._collect(
+            "images",
+            _count(images),
+            lambda at: (self._pictures(images, at),),
+            functools.partial(program, self.params),
         )
 
     def encode_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "n dim"]:

@@ -34,6 +34,19 @@ def encode_image(
     return _output(model, outputs, "image_embedding")
 
 
+def image_outputs(
+    model: nn.Module,
+    params: Any,
+    image: UInt8[Array, "batch size size 3"],
+    *,
+    keys: tuple[str, ...],
+    dtype: str,
+) -> Outputs:
+    """Outputs of images alone, as `dtype`."""
+    outputs = _method(model, "encode_image")({"params": params}, image)
+    return {key: _output(model, outputs, key).astype(dtype) for key in keys}
+
+
 def encode_text(
     model: nn.Module, params: Any, tokens: Int[Array, "batch length"], token_mask: Array
 ) -> Float[Array, "batch dim"]:

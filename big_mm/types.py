@@ -30,7 +30,9 @@ HOST_ONLY = ("key", "bad_index", "bad_kind")
 OUTPUTS = {
     "image_embedding": "[B,D] float32, unit length",
     "text_embedding": "[B,D] float32, unit length",
+    "image_features": "[B,W] float32: pooled, before the projection to the shared space",
     "image_tokens": "[B,N,W] what the caption decoder attends to",
+    "patch_tokens": "[B,P,W] normed tokens of the image tower's patches alone, row by row",
     "text_tokens": "[B,L,W] of the unimodal text tower",
     "caption_logits": "[B,L,V] float32: position i predicts token i+1",
     "logit_scale": "[] float32: the inverse temperature of the similarities",

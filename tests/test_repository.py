@@ -35,7 +35,7 @@ CODE = sorted(
 LAYERS = (
     ("spec",),
     ("types", "trees", "mesh", "distributed", "allocator", "flops"),
-    ("losses", "models", "data", "metrics", "decoding", "training.checkpoint"),
+    ("losses", "models", "data", "metrics", "probing", "decoding", "training.checkpoint"),
     ("objectives", "evaluators", "predictor", "programs", "exported", "search", "interop"),
     ("training", "curation"),
     (

@@ -10,6 +10,7 @@ from big_mm.evaluators.grounding import GroundingGap
 from big_mm.evaluators.groups import GroupGap
 from big_mm.evaluators.image_sets import AttributeShares, ClusterBias, PromptBias, SetDistances
 from big_mm.evaluators.pairs import Pairs
+from big_mm.evaluators.probes import FewShot, LinearProbe, NearestNeighbours
 from big_mm.evaluators.retrieval import Retrieval
 from big_mm.evaluators.statements import Statements
 from big_mm.evaluators.suite import run_all
@@ -26,8 +27,11 @@ __all__ = [
     "ClusterBias",
     "ComposedRetrieval",
     "Evaluator",
+    "FewShot",
     "GroundingGap",
     "GroupGap",
+    "LinearProbe",
+    "NearestNeighbours",
     "Pairs",
     "PromptBias",
     "Result",

@@ -55,8 +55,9 @@ class Captioner(nn.Module):
     def encode_image(
         self, image: Num[Array, "batch height width 3"], *, train: bool = False
     ) -> Outputs:
-        """`image_tokens`."""
-        return {"image_tokens": self.image(image, train=train)["tokens"]}
+        """`image_tokens` and `patch_tokens`."""
+        out = self.image(image, train=train)
+        return {"image_tokens": out["tokens"], "patch_tokens": out["patches"]}
 
     def init_cache(self, image_tokens: Float[Array, "batch source width"]) -> None:
         """As of `CoCa`."""

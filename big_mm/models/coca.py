@@ -111,16 +111,21 @@ class CoCa(nn.Module):
     def encode_image(
         self, image: Num[Array, "batch height width 3"], *, train: bool = False
     ) -> Outputs:
-        """`image_embedding` and `image_tokens`."""
-        x = self.image(image, train=train)["tokens"]
+        """`image_embedding`, `image_features`, `image_tokens` and `patch_tokens`."""
+        tower = self.image(image, train=train)
+        x = tower["tokens"]
         tokens = self.pooler(x)
         if self.pooling == "shared":
             pooled, tokens = tokens[:, 0], tokens[:, 1:]
         else:
             pooled = self.contrastive_pooler(tokens if self.pooling == "cascade" else x)[:, 0]
-        if self.embed_dim:
-            pooled = self.image_projection(pooled)
-        return {"image_embedding": unit(pooled), "image_tokens": tokens}
+        embedding = self.image_projection(pooled) if self.embed_dim else pooled
+        return {
+            "image_embedding": unit(embedding),
+            "image_features": pooled.astype(jnp.float32),
+            "image_tokens": tokens,
+            "patch_tokens": tower["patches"],
+        }
 
     def encode_text(
         self,

@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Int, Num, Shaped
 
@@ -61,11 +62,13 @@ class DualEncoder(nn.Module):
     def encode_image(
         self, image: Num[Array, "batch height width 3"], *, train: bool = False
     ) -> Outputs:
-        """`image_embedding` and `image_tokens`."""
+        """`image_embedding`, `image_features`, `image_tokens` and `patch_tokens`."""
         out = self.image(image, train=train)
         return {
             "image_embedding": unit(self.image_head(out["pooled"])),
+            "image_features": out["pooled"].astype(jnp.float32),
             "image_tokens": out["tokens"],
+            "patch_tokens": out["patches"],
         }
 
     def encode_text(

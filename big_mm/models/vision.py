@@ -81,8 +81,8 @@ class VisionTransformer(nn.Module):
     def __call__(
         self, image: Num[Array, "batch height width 3"], *, train: bool = False
     ) -> dict[str, Array]:
-        """`tokens` [batch, patches (+ cls in front), width], normed; `pooled` [batch, width] unless
-        pool is "none".
+        """`tokens` [batch, patches (+ cls in front), width], normed; `patches`, those without cls;
+        `pooled` [batch, width] unless pool is "none".
 
         Args:
           image: values in 0..255 of any number type.
@@ -113,11 +113,12 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([x[:, : int(has_cls)], x[:, has_cls + self.registers :]], axis=1)
         norm = self._norm("norm")
         tokens = norm(x)
-        if self.pool == "none":
-            return {"tokens": tokens}
-        if self.norm_after_pool:
-            return {"tokens": tokens, "pooled": norm(self._pooled(x, has_cls))}
-        return {"tokens": tokens, "pooled": self._pooled(tokens, has_cls)}
+        out = {"tokens": tokens, "patches": tokens[:, int(has_cls) :]}
+        if self.pool != "none" and self.norm_after_pool:
+            out["pooled"] = norm(self._pooled(x, has_cls))
+        elif self.pool != "none":
+            out["pooled"] = self._pooled(tokens, has_cls)
+        return out
 
     def _with_prefix(self, x: Array, positions: Array, has_cls: bool) -> Array:
         """The patches with their positions, behind the cls token and the registers."""

@@ -38,7 +38,8 @@ def test_what_a_token_sees():
 
 def test_an_image_alone_has_no_logits():
     made, variables = model()
-    assert set(tiny.method(made)(variables, {"image": tiny.batch()["image"]})) == {"image_tokens"}
+    out = tiny.method(made)(variables, {"image": tiny.batch()["image"]})
+    assert set(out) == {"image_tokens", "patch_tokens"}
 
 
 @pytest.mark.parametrize("text", [tiny.text("none"), tiny.text("cls")])

@@ -34,7 +34,9 @@ def test_outputs_are_the_documented_ones():
     width = tiny.WIDTH
     assert shapes == {
         "image_embedding": ((3, width), "float32"),
+        "image_features": ((3, width), "float32"),
         "image_tokens": ((3, 3, width), "float32"),
+        "patch_tokens": ((3, 4, width), "float32"),
         "text_embedding": ((3, width), "float32"),
         "text_tokens": ((3, tiny.LENGTH, width), "float32"),
         "caption_logits": ((3, tiny.LENGTH, tiny.VOCAB), "float32"),
@@ -49,7 +51,8 @@ def test_a_missing_modality_is_missing_keys():
     batch = tiny.batch()
     images = run({"image": batch["image"]})
     texts = run({k: v for k, v in batch.items() if k != "image"})
-    assert set(images) == {"logit_scale", "image_embedding", "image_tokens"}
+    of_images = {"image_embedding", "image_features", "image_tokens", "patch_tokens"}
+    assert set(images) == {"logit_scale"} | of_images
     assert set(texts) == {"logit_scale", "text_embedding", "text_tokens"}
 
 

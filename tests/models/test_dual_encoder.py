@@ -74,3 +74,16 @@ def test_parts_that_do_not_fit(change, message):
     model = DualEncoder(**CLIP | change)
     with pytest.raises(UserError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), tiny.batch())
+
+
+@pytest.mark.parametrize("pool, cls", [("cls", True), ("map", False), ("gap", True)])
+def test_features_lie_before_the_projection_and_patches_leave_the_class_token_out(pool, cls):
+    made = DualEncoder(tiny.vision(pool, cls_token=cls), tiny.text("eos"), embed_dim=12)
+    variables = tiny.variables(made)
+    out = tiny.method(made, "encode_image")(variables, tiny.batch()["image"])
+    assert out["image_features"].shape == (3, tiny.WIDTH)
+    projected = out["image_features"] @ variables["params"]["image_head"]["kernel"]
+    length = np.linalg.norm(projected, axis=1, keepdims=True)
+    np.testing.assert_allclose(projected / length, out["image_embedding"], atol=1e-5)
+    np.testing.assert_array_equal(out["patch_tokens"], out["image_tokens"][:, int(cls) :])
+    assert out["patch_tokens"].shape[1] == (tiny.SIZE // tiny.PATCH) ** 2

@@ -1,0 +1,1 @@
+"""Classifiers on frozen features: logistic regression, ridge, neighbours, and heads on tokens."""
