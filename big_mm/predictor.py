@@ -94,7 +94,8 @@ def read(
             raise UserError(f"{name}={value!r}, but {path} is no other program's checkpoint")
     if exported.is_exported(path):
         return exported.read(path, trusted, mesh)
-    run = checkpoint.load_config(directory, trusted=trusted)
+    wanted = ("objective.model", "contract")
+    run = checkpoint.load_config(directory, trusted=trusted, parts=wanted)
     components = {"model": run.objective.model, "contract": run.contract}
     return ml_collections.ConfigDict(components), checkpoint.load_params(directory, which, mesh)
 
