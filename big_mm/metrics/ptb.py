@@ -206,7 +206,7 @@ _FAST = re.compile(
 )
 _FAST_WORD = re.compile(r"[A-Za-z]+(?=[ \n]|\Z)")
 _SPLIT = frozenset("cannot gonna gotta wanna lemme gimme".split())  # each is 3 letters and the rest
-_ALIKE = {"dots": "...", "dash": "--"}
+_ALIKE = {"unknown": "", "dots": "...", "dash": "--"}
 _REST_OF_WORD = re.compile(r"[^\W\u2e80-\ua4cf\uf900-\ufaff]*")
 _SPACES = re.compile(f"(?:{_SPACE}|(?i:&nbsp;))+")
 _LINE_BREAKS = str.maketrans(dict.fromkeys("\n\r\x0b\x0c\x85\u2028\u2029", " "))
@@ -255,8 +255,10 @@ def _tokens(text: str, position: int, end: int, fast: re.Pattern[str]) -> Iterat
             yield token
         else:
             token, kind = _longest(text, position)
+            if kind == "split":
+                token = token[:3]  # the rest is looked at anew
             position += len(token)
-            yield from _spelled(token, kind)
+            yield _spelled(token, kind)
 
 
 def _without_punctuation(line: str) -> str:
@@ -282,14 +284,10 @@ def _longest(text: str, position: int) -> tuple[str, str]:
     return token, how
 
 
-def _spelled(token: str, kind: str) -> list[str]:
-    """The token as Java prints it, in lower case; two for "cannot", none for what it drops."""
-    if kind == "unknown":
-        return []
+def _spelled(token: str, kind: str) -> str:
+    """The token as Java prints it, in lower case; nothing for what it drops."""
     if kind in _ALIKE:
-        return [_ALIKE[kind]]
-    if kind == "split":
-        return [token[:3].lower(), token[3:].lower()]
+        return _ALIKE[kind]
     if kind == "clitic":
         token = token.replace("&apos;", "'").translate(_QUOTES)
     elif kind == "quotes":
@@ -300,8 +298,8 @@ def _spelled(token: str, kind: str) -> list[str]:
         token = token.replace("\u00ad", "")
     token = _lower(token)
     if kind == "tag":
-        return [token.replace(" ", "\u00a0")]
-    return [_WHOLE.get(token, token).translate(_PRINTED)]
+        return token.replace(" ", "\u00a0")
+    return _WHOLE.get(token, token).translate(_PRINTED)
 
 
 def _lower(token: str) -> str:
