@@ -183,7 +183,11 @@ _OTHER_RULES = [
     ),
     (_TELEPHONE, "", ""),
     ("[<>]?[:;=]['o*-]?[()DPdpO|\\\\@\\[\\]{]|:3", "[^A-Za-z0-9]", ""),
-    ("[-^x=~<>']_[-^x=~<>']|\\([-^x=~<>'][_.-]?[-^x=~<>']\\)", "", ""),
+    (
+        "[-^x=~<>']_[-^x=~<>']|\\([-^x=~<>'][_.]?[-^x=~<>']\\)|\\([\\^x=~<>']-[\\^x=~<>'`]\\)",
+        "",
+        "",
+    ),
     ("[`\u2018-\u201f\u2039\u203a\u00ab\u00bb\u0091-\u0094]{1,2}|''|'|\"", "", "quotes"),
     ("\\.{3,}|\\.(?: \\.){2,}", "", "dots"),
     ("-{2,}|[!?]+|_+|\\*+|(?:\\\\\\*)+|#+|@+|<<|>>", "", ""),
@@ -207,7 +211,7 @@ _FAST = re.compile(
 _FAST_WORD = re.compile(r"[A-Za-z]+(?=[ \n]|\Z)")
 _SPLIT = frozenset("cannot gonna gotta wanna lemme gimme".split())  # each is 3 letters and the rest
 _ALIKE = {"unknown": "", "dots": "...", "dash": "--"}
-_REST_OF_WORD = re.compile(r"[^\W\u2e80-\ua4cf\uf900-\ufaff]*")
+_REST_OF_WORD = re.compile(r"(?:[.':\u2019-](?=\w)|[^\W\u2e80-\ua4cf\uf900-\ufaff])*")
 _SPACES = re.compile(f"(?:{_SPACE}|(?i:&nbsp;))+")
 _LINE_BREAKS = str.maketrans(dict.fromkeys("\n\r\x0b\x0c\x85\u2028\u2029", " "))
 _QUOTES = str.maketrans({
@@ -302,6 +306,10 @@ def _spelled(token: str, kind: str) -> str:
     return _WHOLE.get(token, token).translate(_PRINTED)
 
 
+def _has_case(text: str) -> bool:
+    return any(c.islower() or c.isupper() or c.istitle() for c in text)
+
+
 def _lower(token: str) -> str:
     """Lower case, in which a sigma is final if a letter with a case is before it in its word and
     none behind: Java looks past digits, Python does not.
@@ -312,7 +320,6 @@ def _lower(token: str) -> str:
     def sigma(match: re.Match[str]) -> str:
         before = _REST_OF_WORD.match(token[: match.start()][::-1])[0]
         behind = _REST_OF_WORD.match(token, match.end())[0]
-        final = before.lower() != before.upper() and behind.lower() == behind.upper()
-        return "\u03c2" if final else "\u03c3"
+        return "\u03c2" if _has_case(before) and not _has_case(behind) else "\u03c3"
 
     return re.sub("\u03a3", sigma, token).lower()
