@@ -10,7 +10,7 @@ import tiny
 from etils import epath
 
 import big_mm
-from big_mm import export, spec, trees
+from big_mm import decoding, export, spec, trees
 from big_mm.data import subwords
 from big_mm.data.contract import Contract
 from big_mm.data.subwords import ClipBPE, TokenizerJson, WordPiece
@@ -279,3 +279,10 @@ def test_kinds_of_files_are_told_by_their_content(folder):
     kinds = [tokenizer_files.kind(folder / f"{n}.bin") for n in "abc"]
     assert kinds == [SentencePiece, WordPiece, TokenizerJson]
     assert tokenizer_files.kind(folder / "merges.txt") is subwords.ClipBPE
+
+
+def test_captions_need_bos_and_eos(folder):
+    with pytest.raises(UserError, match="begin with bos and end in eos"):
+        decoding.Vocabulary.of(golden.sentencepiece(folder, "t5"))
+    vocabulary = decoding.Vocabulary.of(golden.sentencepiece(folder, "t5", bos_id=0))
+    assert vocabulary == decoding.Vocabulary(150, pad_id=0, eos_id=1, free_id=0, never=(0,))
