@@ -129,14 +129,14 @@ _WORD_RULES = [
     ("(?i:c'mon|e'er|s'mores|ev'ry|li'l|nat'l|nor'easter|cont'd)", "", ""),
     (f"[oO]{_APOSTROPHES}[oO]", "", ""),
     (f"[yY]{_APOSTROPHE}", _A, ""),
-    (_NOT, "", "clitic"),
+    (_NOT, "", "quotes"),
     (f"(?i:https?)://(?:(?![{{}}]){_LINK})+{_LINK_END}", "", ""),
     (f"(?i:www)\\.(?:{_HOST}+\\.)+[a-zA-Z]{{2,4}}{_PATH}", "", ""),
     (f"(?:{_BARE_HOST}+\\.)+(?i:com|net|org|edu){_PATH}", "", ""),
     (_ADDRESS, "", ""),
     (f"{_D}{{1,2}}[-/]{_D}{{1,2}}[-/]{_D}{{2,4}}", "", ""),
     (_NUMBER, "", "word"),
-    (f"(?:{_D}{{1,4}}{_DASH})?{_D}{{1,4}}(?:\\\\?/|\u2044){_D}{{1,4}}", "", ""),
+    (f"(?:{_D}{{1,4}}{_DASH})?{_FRACTION}", "", ""),
     (f"{_MIXED}(?:\\\\?/{_MIXED}){{1,2}}", "", ""),
     ("[A-Z]+\\$", "", ""),
     (f"(?:{_TITLES}|{_MAKERS})\\.", "", ""),
@@ -168,8 +168,8 @@ _OTHER_RULES = [
     ("(?:[\u0092\u2019]|(?i:&apos;))[nN]", "", ""),
     (f"(?i:{_APOSTROPHE}(?:em|till?|cause))|{_APOSTROPHE}[2-9]0[sS]", "", ""),
     ("'[tT]", "(?i:is|was)", ""),
-    (_CLITIC, "[^A-Za-z]|\\Z", "clitic"),
-    ("(?:[\u2019\u0092]|(?i:&apos;))(?i:[msd]|re|ve|ll)", "", "clitic"),
+    (_CLITIC, "[^A-Za-z]|\\Z", "quotes"),
+    ("(?:[\u2019\u0092]|(?i:&apos;))(?i:[msd]|re|ve|ll)", "", "quotes"),
     (f"{_APOSTROPHE}[0-9][0-9]", _BREAK, ""),
     (f"(?:{_BARE_HOST}+\\.)+(?i:com|net|org|edu){_PATH}", "", ""),
     (_ADDRESS, "", ""),
@@ -292,9 +292,7 @@ def _spelled(token: str, kind: str) -> str:
     """The token as Java prints it, in lower case; nothing for what it drops."""
     if kind in _ALIKE:
         return _ALIKE[kind]
-    if kind == "clitic":
-        token = token.replace("&apos;", "'").translate(_QUOTES)
-    elif kind == "quotes":
+    if kind == "quotes":
         token = token.replace("&apos;", "'").replace("&quot;", '"').translate(_QUOTES)
     elif kind == "ampersand":
         token = re.sub("(?i)&amp;", "&", token)
