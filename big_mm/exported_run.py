@@ -91,7 +91,8 @@ def detokenize(row, inputs, tokenizer):
     ids = inputs["tokenizer"]
     row = np.asarray(row).tolist()[1:]
     row = row[: row.index(ids["eos_id"])] if ids["eos_id"] in row else row
-    return tokenizer.decode([i for i in row if i not in (ids["pad_id"], ids["cls_id"])])
+    text = tokenizer.decode([i for i in row if i not in (ids["free_id"], ids["cls_id"])])
+    return text.replace("</w>", " ").strip()  # which CLIP's tokens end in
 
 
 def read_tokenizer():

@@ -103,7 +103,8 @@ class Contract:
             raise UserError(
                 f"contract: resize_size={self.resize_size} is below image_size={self.image_size}"
             )
-        normalization.require(self.clean)
+        if self.tokenizer is not None:
+            normalization.require(self.clean)
 
     def image(self, image: Image.Image | np.ndarray | bytes | bytearray) -> images.RGB:
         """Prepares one picture: a file's bytes, a Pillow image, or a uint8 array.

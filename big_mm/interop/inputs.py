@@ -167,7 +167,10 @@ def _siglip_text(folder: epath.Path, tokenizer: str | None) -> dict[str, Any]:
         logging.warning("%s: do_lower_case=false; texts are lower-cased all the same", folder)
     if not gemma:
         return {"canonicalize": "hugging_face", "tokenizer": _siglip_ids(path)}
-    return {"lowercase": "characters", "tokenizer": files.named(path, bos_id=-1)}
+    made = files.named(path, bos_id=-1)
+    if made.get("eos_id") == -1:  # the file's own default; the models were trained with it
+        made.eos_id = files.token_id(path, files.special_token(path.parent, "eos") or "<eos>")
+    return {"lowercase": "characters", "tokenizer": made}
 
 
 def _siglip_ids(path: epath.Path) -> ml_collections.ConfigDict:

@@ -126,6 +126,11 @@ def special_token(folder: epath.Path, role: str) -> str | None:
     return value.get("content") if isinstance(value, dict) else value
 
 
+def token_id(path: epath.Path, token: str) -> int:
+    """The id of a token of a `tokenizer.json`, -1 if it has none."""
+    return subwords.TokenizerJson(str(path), pad_id=0, bos_id=-1, eos_id=-1).id_of(token)
+
+
 def named(path: epath.Path, **ids: int) -> ml_collections.ConfigDict:
     """The spec of the tokenizer of a file; `ids` replace the file's own."""
     found = kind(path)

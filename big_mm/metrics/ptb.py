@@ -129,14 +129,14 @@ _WORD_RULES = [
     ("(?i:c'mon|e'er|s'mores|ev'ry|li'l|nat'l|nor'easter|cont'd)", "", ""),
     (f"[oO]{_APOSTROPHES}[oO]", "", ""),
     (f"[yY]{_APOSTROPHE}", _A, ""),
-    (_NOT, "", "clitic"),
+    (_NOT, "", "quotes"),
     (f"(?i:https?)://(?:(?![{{}}]){_LINK})+{_LINK_END}", "", ""),
     (f"(?i:www)\\.(?:{_HOST}+\\.)+[a-zA-Z]{{2,4}}{_PATH}", "", ""),
     (f"(?:{_BARE_HOST}+\\.)+(?i:com|net|org|edu){_PATH}", "", ""),
     (_ADDRESS, "", ""),
     (f"{_D}{{1,2}}[-/]{_D}{{1,2}}[-/]{_D}{{2,4}}", "", ""),
     (_NUMBER, "", "word"),
-    (f"(?:{_D}{{1,4}}{_DASH})?{_D}{{1,4}}(?:\\\\?/|\u2044){_D}{{1,4}}", "", ""),
+    (f"(?:{_D}{{1,4}}{_DASH})?{_FRACTION}", "", ""),
     (f"{_MIXED}(?:\\\\?/{_MIXED}){{1,2}}", "", ""),
     ("[A-Z]+\\$", "", ""),
     (f"(?:{_TITLES}|{_MAKERS})\\.", "", ""),
@@ -168,8 +168,8 @@ _OTHER_RULES = [
     ("(?:[\u0092\u2019]|(?i:&apos;))[nN]", "", ""),
     (f"(?i:{_APOSTROPHE}(?:em|till?|cause))|{_APOSTROPHE}[2-9]0[sS]", "", ""),
     ("'[tT]", "(?i:is|was)", ""),
-    (_CLITIC, "[^A-Za-z]|\\Z", "clitic"),
-    ("(?:[\u2019\u0092]|(?i:&apos;))(?i:[msd]|re|ve|ll)", "", "clitic"),
+    (_CLITIC, "[^A-Za-z]|\\Z", "quotes"),
+    ("(?:[\u2019\u0092]|(?i:&apos;))(?i:[msd]|re|ve|ll)", "", "quotes"),
     (f"{_APOSTROPHE}[0-9][0-9]", _BREAK, ""),
     (f"(?:{_BARE_HOST}+\\.)+(?i:com|net|org|edu){_PATH}", "", ""),
     (_ADDRESS, "", ""),
@@ -183,7 +183,11 @@ _OTHER_RULES = [
     ),
     (_TELEPHONE, "", ""),
     ("[<>]?[:;=]['o*-]?[()DPdpO|\\\\@\\[\\]{]|:3", "[^A-Za-z0-9]", ""),
-    ("[-^x=~<>']_[-^x=~<>']|\\([-^x=~<>'][_.-]?[-^x=~<>']\\)", "", ""),
+    (
+        "[-^x=~<>']_[-^x=~<>']|\\([-^x=~<>'][_.]?[-^x=~<>']\\)|\\([\\^x=~<>']-[\\^x=~<>'`]\\)",
+        "",
+        "",
+    ),
     ("[`\u2018-\u201f\u2039\u203a\u00ab\u00bb\u0091-\u0094]{1,2}|''|'|\"", "", "quotes"),
     ("\\.{3,}|\\.(?: \\.){2,}", "", "dots"),
     ("-{2,}|[!?]+|_+|\\*+|(?:\\\\\\*)+|#+|@+|<<|>>", "", ""),
@@ -206,8 +210,8 @@ _FAST = re.compile(
 )
 _FAST_WORD = re.compile(r"[A-Za-z]+(?=[ \n]|\Z)")
 _SPLIT = frozenset("cannot gonna gotta wanna lemme gimme".split())  # each is 3 letters and the rest
-_ALIKE = {"dots": "...", "dash": "--"}
-_REST_OF_WORD = re.compile(r"[^\W\u2e80-\ua4cf\uf900-\ufaff]*")
+_ALIKE = {"unknown": "", "dots": "...", "dash": "--"}
+_REST_OF_WORD = re.compile(r"(?:[.':\u2019-](?=\w)|[^\W\u2e80-\ua4cf\uf900-\ufaff])*")
 _SPACES = re.compile(f"(?:{_SPACE}|(?i:&nbsp;))+")
 _LINE_BREAKS = str.maketrans(dict.fromkeys("\n\r\x0b\x0c\x85\u2028\u2029", " "))
 _QUOTES = str.maketrans({
@@ -255,8 +259,10 @@ def _tokens(text: str, position: int, end: int, fast: re.Pattern[str]) -> Iterat
             yield token
         else:
             token, kind = _longest(text, position)
+            if kind == "split":
+                token = token[:3]  # the rest is looked at anew
             position += len(token)
-            yield from _spelled(token, kind)
+            yield _spelled(token, kind)
 
 
 def _without_punctuation(line: str) -> str:
@@ -282,17 +288,11 @@ def _longest(text: str, position: int) -> tuple[str, str]:
     return token, how
 
 
-def _spelled(token: str, kind: str) -> list[str]:
-    """The token as Java prints it, in lower case; two for "cannot", none for what it drops."""
-    if kind == "unknown":
-        return []
+def _spelled(token: str, kind: str) -> str:
+    """The token as Java prints it, in lower case; nothing for what it drops."""
     if kind in _ALIKE:
-        return [_ALIKE[kind]]
-    if kind == "split":
-        return [token[:3].lower(), token[3:].lower()]
-    if kind == "clitic":
-        token = token.replace("&apos;", "'").translate(_QUOTES)
-    elif kind == "quotes":
+        return _ALIKE[kind]
+    if kind == "quotes":
         token = token.replace("&apos;", "'").replace("&quot;", '"').translate(_QUOTES)
     elif kind == "ampersand":
         token = re.sub("(?i)&amp;", "&", token)
@@ -300,8 +300,12 @@ def _spelled(token: str, kind: str) -> list[str]:
         token = token.replace("\u00ad", "")
     token = _lower(token)
     if kind == "tag":
-        return [token.replace(" ", "\u00a0")]
-    return [_WHOLE.get(token, token).translate(_PRINTED)]
+        return token.replace(" ", "\u00a0")
+    return _WHOLE.get(token, token).translate(_PRINTED)
+
+
+def _has_case(text: str) -> bool:
+    return any(c.islower() or c.isupper() or c.istitle() for c in text)
 
 
 def _lower(token: str) -> str:
@@ -314,7 +318,6 @@ def _lower(token: str) -> str:
     def sigma(match: re.Match[str]) -> str:
         before = _REST_OF_WORD.match(token[: match.start()][::-1])[0]
         behind = _REST_OF_WORD.match(token, match.end())[0]
-        final = before.lower() != before.upper() and behind.lower() == behind.upper()
-        return "\u03c2" if final else "\u03c3"
+        return "\u03c2" if _has_case(before) and not _has_case(behind) else "\u03c3"
 
     return re.sub("\u03a3", sigma, token).lower()

@@ -206,7 +206,8 @@ def test_hugging_faces_siglip(folder, release):
 @pytest.mark.interop
 def test_hugging_faces_siglip_2(folder):
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>"}
-    write_json(folder, "gemma_json", tokenizer_class="GemmaTokenizer", **special)
+    flags = {"add_bos_token": True, "add_eos_token": False}  # the class's own, not SigLIP 2's
+    write_json(folder, "gemma_json", tokenizer_class="GemmaTokenizer", **special, **flags)
     contract = hugging_face(folder, "siglip")
     words = [contract.tokenizer.encode(contract.normalize(text)) for text in cases.TEXTS]
     assert words == TEXTS["transformers5/Siglip2Tokenizer"]
