@@ -235,6 +235,11 @@ def test_other_kinds_of_directories_and_files(tmp_path):
     lonely = tmp_path / "lonely.safetensors"
     safetensors.numpy.save_file({"x": np.zeros(2)}, lonely)
     assert "says nothing of its model: give its open_clip_config.json" in message(lonely)
+    wrong = message(lonely, config="ViT-B-34")
+    assert "'ViT-B-34' is neither a config file nor an architecture known by name" in wrong
+    assert "the nearest known: ViT-B-32" in wrong
+    wrong = message(lonely, config="coca_ViT-B-32")
+    assert "missing:\n  text.token_embedding.weight" in wrong
     (tmp_path / "text.json").write_text("[]")
     assert "is not a JSON object" in message(lonely, config=str(tmp_path / "text.json"))
     with pytest.raises(UserError, match="is no other program's checkpoint"):
