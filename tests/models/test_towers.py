@@ -75,7 +75,7 @@ def test_registers_are_read_and_not_given():
     out = jax.jit(made.apply)(variables, IMAGE)
     assert out["tokens"].shape == (3, 5, tiny.WIDTH)
     assert variables["params"]["position_embedding"].shape == (5, tiny.WIDTH)
-    variables["params"]["registers"] += 1.0
+    variables["params"]["registers"] = jax.random.normal(jax.random.key(1), (3, tiny.WIDTH))
     assert np.abs(jax.jit(made.apply)(variables, IMAGE)["pooled"] - out["pooled"]).max() > 1e-3
 
 
@@ -142,7 +142,7 @@ def test_sincos_positions_tell_rows_from_columns():
     [
         (lambda: tiny.vision(position="rope"), "'rope' is none of learned, sincos2d"),
         (lambda: tiny.vision("max"), "'max' is none of none, gap, cls, map"),
-        (lambda: tiny.text("first"), "'first' is none of none, cls, eos, last, mean"),
+        (lambda: tiny.text("max"), "'max' is none of none, cls, first, last, eos, argmax, mean"),
         (lambda: vision.VisionTransformer(tiny.blocks(), image_size=20, patch_size=8), "multiple"),
         (lambda: AttentionalPooler(2, 16, 3), "multiple of heads=3"),
     ],
