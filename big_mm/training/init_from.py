@@ -30,8 +30,8 @@ class InitFrom:
       rules: ((pattern of the checkpoint's path, its path here, or None to leave it out), ...); the
         replacement may use groups (`re.Match.expand`). A path that no rule matches keeps its name.
       which: "ema" or "params".
-      grids: which parameters here are position embeddings of a square grid of patches; they are
-        resized if the checkpoint's grid is another one.
+      grids: which parameters here are position embeddings of a square grid of patches (and a cls
+        token before them); they are resized if the checkpoint's grid is another one.
     """
 
     path: str
@@ -100,7 +100,8 @@ class InitFrom:
         if theirs == ours:
             return
         grids = re.fullmatch(self.grids, target) and _side(theirs) and _side(ours)
-        if not (grids and theirs[1:] == ours[1:]):
+        cls = _cls(theirs) == _cls(ours)
+        if not (grids and cls and theirs[1:] == ours[1:]):
             raise UserError(f"{source} of shape {theirs} does not fit {target} of shape {ours}")
 
 
@@ -114,9 +115,14 @@ def resize_grid(
 
 
 def _side(shape: tuple[int, ...]) -> int:
-    """The side of a square grid of embeddings [side * side, width]; 0 if it is none."""
+    """The side of a square grid of embeddings [(cls +) side * side, width]; 0 if it is none."""
     side = math.isqrt(shape[0])
-    return side if len(shape) == 2 and side * side == shape[0] else 0
+    return side if len(shape) == 2 and side * side in (shape[0], shape[0] - 1) else 0
+
+
+def _cls(shape: tuple[int, ...]) -> int:
+    """How many embeddings stand before those of the grid: that of a cls token, or none."""
+    return shape[0] - _side(shape) ** 2
 
 
 def _place(path: str, leaf: Any, sources: Mapping[str, str], ours: Mapping[str, Any]) -> Any:
@@ -131,5 +137,7 @@ def _place(path: str, leaf: Any, sources: Mapping[str, str], ours: Mapping[str, 
 
 def _fit(value: jax.Array, like: jax.Array) -> jax.Array:
     if value.shape != like.shape:
-        value = resize_grid(value.astype(jnp.float32), like.shape[0])
+        cls = _cls(like.shape)
+        grid = resize_grid(value[cls:].astype(jnp.float32), like.shape[0] - cls)
+        value = jnp.concatenate([value[:cls].astype(jnp.float32), grid])
     return jax.device_put(value.astype(like.dtype), like.sharding)

@@ -132,6 +132,26 @@ def test_training_can_begin_with_a_converted_directory(tmp_path):
     assert all(after[name].sharding == placed[name] for name in after)
 
 
+def test_training_at_another_resolution(tmp_path):
+    given, _ = source(tmp_path / "given", "open_clip", "clip")
+    convert.convert(given, "big_mm", tmp_path / "ours")
+    theirs = stored(tmp_path / "ours")["image/position_embedding"]
+    start = init_from.InitFrom(
+        str(tmp_path / "ours"), (("image/position.*", r"\g<0>"), (".*", None))
+    )
+    after = start.apply({"image": {"position_embedding": on_a_device(np.zeros((17, 24)))}})
+    found = np.asarray(after["image"]["position_embedding"])
+    np.testing.assert_array_equal(found[0], theirs[0])
+    np.testing.assert_allclose(found[1:], init_from.resize_grid(jnp.asarray(theirs[1:]), 16))
+    without = {"image": {"position_embedding": on_a_device(np.zeros((16, 24)))}}
+    with pytest.raises(UserError, match="does not fit"):
+        start.apply(without)
+
+
+def on_a_device(array):
+    return jax.device_put(array.astype(np.float32), mesh.replicated(mesh.single_device_mesh()))
+
+
 def test_a_model_trained_here(tmp_path):
     run = tiny.workdir(tmp_path, tiny.siglip, padding="attended")
     with pytest.raises(UserError, match="open_clip cannot express this model|none of the names"):
