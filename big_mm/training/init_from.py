@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from big_mm import exported, trees
 from big_mm import mesh as mesh_lib
+from big_mm.interop import reading
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
 
@@ -46,6 +47,11 @@ class InitFrom:
           UserError: a rule matches nothing, two paths meet, a path or shape is not the model's.
         """
         folder, ours = epath.Path(self.path), trees.flatten(params)
+        if reading.recognises(folder):
+            raise UserError(
+                f"init_from: {folder} is another program's checkpoint; convert it first: "
+                f"python -m big_mm.interop.convert --from {folder} --to big_mm --out DIR"
+            )
         if exported.is_exported(folder):
             theirs = exported.parameter_shapes(folder)
         else:

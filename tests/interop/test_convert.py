@@ -143,6 +143,8 @@ def test_training_at_another_resolution(tmp_path):
     found = np.asarray(after["image"]["position_embedding"])
     np.testing.assert_array_equal(found[0], theirs[0])
     np.testing.assert_allclose(found[1:], init_from.resize_grid(jnp.asarray(theirs[1:]), 16))
+    with pytest.raises(UserError, match="is another program's checkpoint; convert it first"):
+        init_from.InitFrom(str(given)).apply({})
     without = {"image": {"position_embedding": on_a_device(np.zeros((16, 24)))}}
     with pytest.raises(UserError, match="does not fit"):
         start.apply(without)
