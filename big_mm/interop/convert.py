@@ -2,6 +2,7 @@
 
     python -m big_mm.interop.convert --from ViT-B-16-SigLIP --to big_mm --out siglip
     python -m big_mm.interop.convert --from b16.npz --tokenizer c4.model --to big_mm --out siglip
+    python -m big_mm.interop.convert --from B.pt --config ViT-B-32-quickgelu --to big_mm --out b32
     python -m big_mm.interop.convert --from runs/clip --to open_clip --out exported
 
 Read: directories of open_clip and Hugging Face (CLIP, SigLIP, SigLIP 2, CoCa), single files of
@@ -107,7 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--from", required=True, metavar="PATH", dest="source")
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("--out", required=True, metavar="DIR", help="new, or empty")
-    parser.add_argument("--config", metavar="FILE", help="the model's config, if not beside it")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the model's config, if not beside the weights, or a name like ViT-B-32-quickgelu",
+    )
     parser.add_argument(
         "--tokenizer", metavar="FILE", help="tokenizer file (default: what lies beside the weights)"
     )

@@ -38,10 +38,10 @@ class Layout:
 
 def layout(config: Mapping[str, Any], names: Container[str]) -> Layout:
     """How a file with these names is laid out."""
-    vision = config.get("vision_cfg", {})
+    vision, coca = config.get("vision_cfg", {}), config.get("multimodal_cfg") is not None
     trunk_head = "head.proj" if vision.get("timm_proj") == "linear" else "trunk.head"
     return Layout(
-        prefix="text." if "text.token_embedding.weight" in names else "",
+        prefix="text." if coca or "text.token_embedding.weight" in names else "",
         trunk_head=trunk_head if vision.get("timm_model_name") else None,
         scalar=not config.get("nonscalar_logit_scale", False),
     )

@@ -16,7 +16,15 @@ from absl import logging
 from etils import epath
 
 from big_mm import spec
-from big_mm.interop import big_vision, hugging_face, inputs, mapping, open_clip, open_clip_table
+from big_mm.interop import (
+    architectures,
+    big_vision,
+    hugging_face,
+    inputs,
+    mapping,
+    open_clip,
+    open_clip_table,
+)
 from big_mm.interop.mapping import Entry
 from big_mm.interop.tensors import SUFFIXES, Tensors, open_tensors
 from big_mm.spec import UserError
@@ -68,7 +76,8 @@ def read(path: epath.Path, config: str | None = None, tokenizer: str | None = No
 
     Args:
       path: a directory or a file of weights.
-      config: the file that describes it, where it does not lie beside the weights.
+      config: the file that describes it, where it does not lie beside the weights; or a name of
+        `architectures`.
       tokenizer: the user's tokenizer file; None takes the directory's.
 
     Raises:
@@ -86,10 +95,13 @@ def read(path: epath.Path, config: str | None = None, tokenizer: str | None = No
     if described is None:
         raise UserError(
             f"{path} says nothing of its model: give its open_clip_config.json (or model config) "
-            "with --config, or keep it beside the weights"
+            "or open_clip's name of the architecture with --config, or keep the config beside it"
         )
     weights = weights or _weights(folder, described)
-    says = _json(described)
+    if config and not described.is_file():
+        says, described = architectures.architecture(config), folder / config
+    else:
+        says = _json(described)
     tensors = open_tensors(weights)
     logging.info("%s: %d tensors", weights, len(tensors))
     if "model_type" in says:

@@ -22,7 +22,7 @@ import safetensors.numpy
 from etils import epath
 
 from big_mm.interop import torch_archive
-from big_mm.interop.torch_archive import Tensor
+from big_mm.interop.torch_archive import DAMAGE, Tensor
 from big_mm.spec import UserError
 
 SUFFIXES = (".safetensors", ".safetensors.index.json", ".pt", ".pth", ".bin", ".npz")
@@ -122,7 +122,7 @@ def _npz(path: epath.Path) -> dict[str, Tensor]:
     try:
         # Open files cost nothing; their arrays are read one by one.
         archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()) if "://" in str(path) else path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UserError(f"{path} cannot be read as npz: {error}") from error
     infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
     return {i.filename.removesuffix(".npy"): _npy(path, archive, i) for i in infos}
@@ -138,7 +138,7 @@ def _npy(path: epath.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> T
             )
             shape, _, dtype = header(file)
             held = info.file_size - file.tell()
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: {info.filename} cannot be read: {error}") from error
     if dtype.hasobject:
         raise UserError(f"{path}: {info.filename} holds pickled objects, which are never read")
@@ -151,7 +151,7 @@ def _npy(path: epath.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> T
         try:
             with archive.open(info) as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise UserError(f"{path}: {info.filename} is damaged: {error}") from error
         return array.view(jnp.bfloat16) if array.dtype == np.dtype("V2") else array
 

@@ -12,7 +12,9 @@ import itertools
 import math
 import pickletools
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +39,19 @@ STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+# What reading a damaged zip file can raise.
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 # Where trainers keep the weights, beside the optimizer's state and the like.
 NESTED = ("state_dict", "model_state_dict", "model", "ema_model")
 
@@ -71,7 +86,7 @@ def read(path: epath.Path) -> dict[str, Tensor]:
     """
     try:
         archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()) if "://" in str(path) else path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UserError(
             f"{path} is truncated, or not of the zip format that PyTorch writes since 1.6; older "
             f"files must be unpickled, which is not done here: load it in PyTorch and save it as "
@@ -110,7 +125,7 @@ class _Archive:
     def bytes(self, name: str) -> bytes:
         try:
             return self._archive.read(self.root + name)
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise UserError(f"{self.path}: {name} is damaged or missing: {error}") from error
 
     def size(self, name: str) -> int:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from big_mm import exported, trees
 from big_mm import mesh as mesh_lib
+from big_mm.interop import reading
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
 
@@ -30,8 +31,8 @@ class InitFrom:
       rules: ((pattern of the checkpoint's path, its path here, or None to leave it out), ...); the
         replacement may use groups (`re.Match.expand`). A path that no rule matches keeps its name.
       which: "ema" or "params".
-      grids: which parameters here are position embeddings of a square grid of patches; they are
-        resized if the checkpoint's grid is another one.
+      grids: which parameters here are position embeddings of a square grid of patches (and a cls
+        token before them); they are resized if the checkpoint's grid is another one.
     """
 
     path: str
@@ -46,6 +47,11 @@ class InitFrom:
           UserError: a rule matches nothing, two paths meet, a path or shape is not the model's.
         """
         folder, ours = epath.Path(self.path), trees.flatten(params)
+        if reading.recognises(folder):
+            raise UserError(
+                f"init_from: {folder} is another program's checkpoint; convert it first: "
+                f"python -m big_mm.interop.convert --from {folder} --to big_mm --out DIR"
+            )
         if exported.is_exported(folder):
             theirs = exported.parameter_shapes(folder)
         else:
@@ -100,7 +106,8 @@ class InitFrom:
         if theirs == ours:
             return
         grids = re.fullmatch(self.grids, target) and _side(theirs) and _side(ours)
-        if not (grids and theirs[1:] == ours[1:]):
+        cls = _cls(theirs) == _cls(ours)
+        if not (grids and cls and theirs[1:] == ours[1:]):
             raise UserError(f"{source} of shape {theirs} does not fit {target} of shape {ours}")
 
 
@@ -114,9 +121,14 @@ def resize_grid(
 
 
 def _side(shape: tuple[int, ...]) -> int:
-    """The side of a square grid of embeddings [side * side, width]; 0 if it is none."""
+    """The side of a square grid of embeddings [(cls +) side * side, width]; 0 if it is none."""
     side = math.isqrt(shape[0])
-    return side if len(shape) == 2 and side * side == shape[0] else 0
+    return side if len(shape) == 2 and side * side in (shape[0], shape[0] - 1) else 0
+
+
+def _cls(shape: tuple[int, ...]) -> int:
+    """How many embeddings stand before those of the grid: that of a cls token, or none."""
+    return shape[0] - _side(shape) ** 2
 
 
 def _place(path: str, leaf: Any, sources: Mapping[str, str], ours: Mapping[str, Any]) -> Any:
@@ -131,5 +143,7 @@ def _place(path: str, leaf: Any, sources: Mapping[str, str], ours: Mapping[str, 
 
 def _fit(value: jax.Array, like: jax.Array) -> jax.Array:
     if value.shape != like.shape:
-        value = resize_grid(value.astype(jnp.float32), like.shape[0])
+        cls = _cls(like.shape)
+        grid = resize_grid(value[cls:].astype(jnp.float32), like.shape[0] - cls)
+        value = jnp.concatenate([value[:cls].astype(jnp.float32), grid])
     return jax.device_put(value.astype(like.dtype), like.sharding)

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from etils import epath
 
+import big_mm
+from big_mm.data import tokenizers
 from big_mm.interop import reading
 from big_mm.spec import UserError
+from tests import tiny
 from tests.interop import cases, foreign
 
 GOLDEN = cases.golden("big_vision")["cases"]
@@ -97,3 +100,28 @@ def test_what_is_not_supported_is_said(tmp_path):
     assert "there is no img/pos_embedding: fixed positions" in message(**sincos)
     weights["img/pre_logits/kernel"] = np.zeros((16, 16))
     assert "img/pre_logits (rep_size) is not supported" in message(**weights)
+
+
+def test_cappa_captions_with_its_own_tokenizer(tmp_path):
+    names = dict(GOLDEN["cappa"]["names"])
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(tiny.tokenizer_bytes())
+    size = tokenizers.SentencePiece(str(file)).vocab_size
+    names["decoder/EmbedTargets/embedding"] = [size + 1, 16]
+    names["decoder/LogitsDense/kernel"], names["decoder/LogitsDense/bias"] = [16, size], [size]
+    np.savez(tmp_path / "cappa.npz", **cases.weights(names))
+    predictor = big_mm.load(tmp_path / "cappa.npz", tokenizer=str(file))
+    images, tokenizer = cases.images(), predictor.contract.tokenizer
+    assert tokenizer.bos_id == 0
+    tokens, _ = predictor.generate(images, predictor.contract.decoding)
+    # The same by whole captions: the most probable word, until all have ended.
+    never = sorted(tokenizer.reserved - {tokenizer.eos_id, tokenizer.unk_id})
+    expected = np.zeros((4, cases.LENGTH), np.int32)
+    for i in range(cases.LENGTH - 1):
+        batch = {"image": images, "tokens": expected, "token_mask": np.ones_like(expected)}
+        logits = predictor.outputs(batch, ["caption_logits"])["caption_logits"][:, i].copy()
+        logits[:, never] = -np.inf
+        ended = (expected[:, 1 : i + 1] == tokenizer.eos_id).any(axis=1)
+        expected[:, i + 1] = np.where(ended, tokenizer.pad_id, logits.argmax(axis=1))
+    np.testing.assert_array_equal(tokens, expected)
+    assert all(isinstance(text, str) for text in predictor.caption(images))

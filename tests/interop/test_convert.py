@@ -132,6 +132,28 @@ def test_training_can_begin_with_a_converted_directory(tmp_path):
     assert all(after[name].sharding == placed[name] for name in after)
 
 
+def test_training_at_another_resolution(tmp_path):
+    given, _ = source(tmp_path / "given", "open_clip", "clip")
+    convert.convert(given, "big_mm", tmp_path / "ours")
+    theirs = stored(tmp_path / "ours")["image/position_embedding"]
+    start = init_from.InitFrom(
+        str(tmp_path / "ours"), (("image/position.*", r"\g<0>"), (".*", None))
+    )
+    after = start.apply({"image": {"position_embedding": on_a_device(np.zeros((17, 24)))}})
+    found = np.asarray(after["image"]["position_embedding"])
+    np.testing.assert_array_equal(found[0], theirs[0])
+    np.testing.assert_allclose(found[1:], init_from.resize_grid(jnp.asarray(theirs[1:]), 16))
+    with pytest.raises(UserError, match="is another program's checkpoint; convert it first"):
+        init_from.InitFrom(str(given)).apply({})
+    without = {"image": {"position_embedding": on_a_device(np.zeros((16, 24)))}}
+    with pytest.raises(UserError, match="does not fit"):
+        start.apply(without)
+
+
+def on_a_device(array):
+    return jax.device_put(array.astype(np.float32), mesh.replicated(mesh.single_device_mesh()))
+
+
 def test_a_model_trained_here(tmp_path):
     run = tiny.workdir(tmp_path, tiny.siglip, padding="attended")
     with pytest.raises(UserError, match="open_clip cannot express this model|none of the names"):
@@ -235,6 +257,11 @@ def test_other_kinds_of_directories_and_files(tmp_path):
     lonely = tmp_path / "lonely.safetensors"
     safetensors.numpy.save_file({"x": np.zeros(2)}, lonely)
     assert "says nothing of its model: give its open_clip_config.json" in message(lonely)
+    wrong = message(lonely, config="ViT-B-34")
+    assert "'ViT-B-34' is neither a config file nor an architecture known by name" in wrong
+    assert "the nearest known: ViT-B-32" in wrong
+    wrong = message(lonely, config="coca_ViT-B-32")
+    assert "missing:\n  text.token_embedding.weight" in wrong
     (tmp_path / "text.json").write_text("[]")
     assert "is not a JSON object" in message(lonely, config=str(tmp_path / "text.json"))
     with pytest.raises(UserError, match="is no other program's checkpoint"):

@@ -12,7 +12,7 @@ import pytest
 
 from big_mm import spec, trees
 from big_mm.data.contract import Contract
-from big_mm.interop import mapping, open_clip, open_clip_table, timm_trunks, writing
+from big_mm.interop import architectures, mapping, open_clip, open_clip_table, timm_trunks, writing
 from big_mm.models import variants
 from big_mm.spec import UserError
 from tests.interop import cases, foreign, make_golden
@@ -53,6 +53,15 @@ def test_every_config_of_open_clip_is_the_same_architecture_or_refused(peers):
         same.append(file.stem)
     assert refused == REFUSED
     assert len(same) == 75
+
+
+def test_architectures_by_name_are_open_clips(peers):
+    for name, ours in architectures.ARCHITECTURES.items():
+        theirs = peers.get_model_config(name)
+        if theirs is None:
+            theirs = peers.get_model_config(name.removesuffix("-quickgelu")) | {"quick_gelu": True}
+        found, expected = (open_clip.model_spec(x, name) for x in (ours, theirs))
+        assert found == expected, name
 
 
 def test_every_trunk_is_timms(peers):

@@ -202,6 +202,22 @@ def test_zip_files_that_lie(tmp_path):
         open_tensors(epath.Path(tmp_path / "x.pt"))
 
 
+def test_damage_of_any_kind_is_one_clear_error(tmp_path):
+    whole, rng = (cases.GOLDEN / "trainer.pt").read_bytes(), np.random.default_rng(0)
+    path, read, refused = tmp_path / "x.pt", 0, 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for place in rng.integers(len(whole), size=rng.integers(1, 9)):
+            content[place] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            found = open_tensors(epath.Path(path))
+            read += len([found[name] for name in found])
+        except UserError:
+            refused += 1
+    assert read > 0 and refused > 100
+
+
 def test_npz_files_that_lie(tmp_path):
     path = epath.Path(tmp_path / "x.npz")
 

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -46,3 +47,26 @@ def test_an_image_alone_has_no_logits():
 def test_parts_that_do_not_fit(text):
     with pytest.raises(UserError, match="cross_attention"):
         jax.eval_shape(Captioner(tiny.vision(), text).init, jax.random.key(0), tiny.batch())
+
+
+def test_a_bias_of_the_head_and_a_mask_that_is_only_read():
+    made = tiny.captioner(head_bias=True, mask_token=True)
+    variables = tiny.variables(made)
+    assert variables["params"]["text"]["embedding"].shape[0] == tiny.VOCAB
+    bias = variables["params"]["caption_head"]["bias"]
+    assert bias.shape == (tiny.VOCAB - 1,)
+    run = jax.jit(functools.partial(made.apply, train=True))
+    out = run(variables, tiny.batch())
+    assert out["caption_logits"].shape[-1] == tiny.VOCAB - 1
+    variables["params"]["caption_head"]["bias"] = jnp.zeros_like(bias)
+    without = run(variables, tiny.batch())["caption_logits"]
+    expected = without + jnp.asarray(bias)
+    np.testing.assert_allclose(out["caption_logits"], expected, atol=1e-4)
+    # What losses of one part after the other take is the same product.
+    logits = out["caption_features"] @ out["caption_kernel"]
+    np.testing.assert_allclose(logits, out["caption_logits"], atol=1e-4)
+
+
+def test_a_tied_head_has_no_bias():
+    with pytest.raises(UserError, match="tie_embeddings=True takes head_bias=False"):
+        tiny.variables(tiny.captioner(tie_embeddings=True, head_bias=True))

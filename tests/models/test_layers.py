@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,6 +73,40 @@ def test_dropout_only_while_training():
     first, second = (run(train=True, rngs={"dropout": jax.random.key(i)}) for i in (1, 2))
     assert not np.allclose(first, second)
     np.testing.assert_array_equal(run(), run())
+
+
+def test_layer_scale_is_of_each_branch():
+    made = tiny.blocks(layer_scale=0.5, cross_attention=True, self_mlp=True)
+    x, context = jax.random.normal(jax.random.key(0), (2, 2, 5, tiny.WIDTH))
+    params = jax.jit(made.init)(jax.random.key(1), x, None, context)["params"]["layers"]
+    scales = {name for name in params if name.endswith("_layer_scale")}
+    branches = ("attention", "self_mlp", "cross_attention", "mlp")
+    assert scales == {f"{name}_layer_scale" for name in branches}
+    assert all(np.all(params[name] == 0.5) for name in scales)
+    none = params | {name: jnp.zeros_like(params[name]) for name in scales}
+    run = jax.jit(made.apply)
+    np.testing.assert_array_equal(run({"params": {"layers": none}}, x, None, context), x)
+    for name in scales:
+        one = none | {name: params[name]}
+        assert np.abs(run({"params": {"layers": one}}, x, None, context) - x).max() > 1e-3, name
+
+
+@pytest.mark.parametrize(
+    ("options", "without"),
+    [
+        ({"qkv_bias": False}, {"attention/qkv"}),
+        ({"out_bias": False}, {"attention/out"}),
+        ({"norm_bias": False}, {"attention_norm", "mlp_norm"}),
+        ({"use_bias": False, "out_bias": True}, {"attention/qkv", "mlp/up", "mlp/down"}),
+    ],
+)
+def test_biases_apart(options, without):
+    x = jnp.zeros((1, 2, tiny.WIDTH))
+    init = functools.partial(tiny.blocks(**options).init, jax.random.key(0))
+    paths = trees.flatten(jax.eval_shape(init, x)["params"]["layers"])
+    biased = {path.removesuffix("/bias") for path in paths if path.endswith("/bias")}
+    everything = {path.rpartition("/")[0] for path in paths}
+    assert everything - biased == without
 
 
 def test_no_bias():

@@ -69,6 +69,65 @@ def test_image_pooling():
     np.testing.assert_allclose(patches_only["pooled"], tokens.mean(axis=1), atol=1e-5)
 
 
+def test_registers_are_read_and_not_given():
+    made = tiny.vision("cls", registers=3)
+    variables = init(made, IMAGE)
+    out = jax.jit(made.apply)(variables, IMAGE)
+    assert out["tokens"].shape == (3, 5, tiny.WIDTH)
+    assert variables["params"]["position_embedding"].shape == (5, tiny.WIDTH)
+    variables["params"]["registers"] = jax.random.normal(jax.random.key(1), (3, tiny.WIDTH))
+    assert np.abs(jax.jit(made.apply)(variables, IMAGE)["pooled"] - out["pooled"]).max() > 1e-3
+
+
+def test_a_cls_token_without_position():
+    made = tiny.vision("cls", cls_position=False)
+    params = init(made, IMAGE)["params"]
+    assert params["position_embedding"].shape == (4, tiny.WIDTH)
+    zero = jnp.zeros((1, tiny.WIDTH))
+    same = {**params, "position_embedding": jnp.concatenate([zero, params["position_embedding"]])}
+    np.testing.assert_allclose(
+        jax.jit(made.apply)({"params": params}, IMAGE)["pooled"],
+        jax.jit(tiny.vision("cls").apply)({"params": same}, IMAGE)["pooled"],
+        atol=1e-6,
+    )
+
+
+def test_the_norm_after_the_pooling():
+    before, after = tiny.vision("gap"), tiny.vision("gap", norm_after_pool=True)
+    variables = tiny.variables(tiny.dual_encoder())["params"]["image"]
+    variables = {k: v for k, v in variables.items() if k != "pooler"}
+    found = jax.jit(after.apply)({"params": variables}, IMAGE)
+    # The norm of a mean of tokens before their norm, which no output holds.
+    plain = {**variables, "norm": jax.tree.map(jnp.zeros_like, variables["norm"])}
+    assert not np.any(jax.jit(after.apply)({"params": plain}, IMAGE)["pooled"])
+    scale, bias = variables["norm"]["scale"], variables["norm"]["bias"]
+    normed = (found["pooled"] - bias) / scale
+    np.testing.assert_allclose(normed.mean(axis=1), 0, atol=1e-4)
+    np.testing.assert_allclose(normed.std(axis=1), 1, atol=1e-3)
+    other = jax.jit(before.apply)({"params": variables}, IMAGE)
+    np.testing.assert_array_equal(found["tokens"], other["tokens"])
+    assert np.abs(found["pooled"] - other["pooled"]).max() > 1e-2
+
+
+def test_a_ragged_border_is_not_seen():
+    made = vision.VisionTransformer(tiny.blocks(), image_size=19, patch_size=8, ragged=True)
+    image = jnp.pad(IMAGE, ((0, 0), (0, 3), (0, 3), (0, 0)), constant_values=200)
+    variables = init(made, image)
+    inner = jax.jit(tiny.vision().apply)(variables, IMAGE)
+    np.testing.assert_array_equal(jax.jit(made.apply)(variables, image)["tokens"], inner["tokens"])
+
+
+def test_text_read_at_a_token():
+    variables = init(tiny.text("first"), TOKENS, TOKEN_MASK)
+    # Of two equal tokens the first counts; without any, the first of all.
+    tokens = TOKENS.at[0, 2].set(19).at[0, 5].set(19).at[1].set(3).at[2].set(3)
+    places = {"first": [0, 0, 0], "last": [7, 7, 7], "argmax": [2, 0, 0], "eos": [2, 0, 0]}
+    for pool, at in places.items():
+        made = tiny.text(pool, eos_id=19 if pool == "eos" else None)
+        out = jax.jit(made.apply)(variables, tokens, TOKEN_MASK)
+        np.testing.assert_array_equal(out["pooled"], out["tokens"][np.arange(3), at])
+
+
 def test_sincos_positions_tell_rows_from_columns():
     grid = vision.sincos2d(3, 4, 16)
     assert grid.shape == (12, 16)
@@ -83,7 +142,7 @@ def test_sincos_positions_tell_rows_from_columns():
     [
         (lambda: tiny.vision(position="rope"), "'rope' is none of learned, sincos2d"),
         (lambda: tiny.vision("max"), "'max' is none of none, gap, cls, map"),
-        (lambda: tiny.text("first"), "'first' is none of none, cls, eos, last, mean"),
+        (lambda: tiny.text("max"), "'max' is none of none, cls, first, last, eos, argmax, mean"),
         (lambda: vision.VisionTransformer(tiny.blocks(), image_size=20, patch_size=8), "multiple"),
         (lambda: AttentionalPooler(2, 16, 3), "multiple of heads=3"),
     ],
@@ -162,3 +221,22 @@ def test_pooler_reads_a_set(mlp_dim):
     assert out.shape == (2, 3, tiny.WIDTH)
     np.testing.assert_allclose(out, run(variables, x[:, ::-1]), atol=1e-5)
     assert not np.allclose(out[:, 0], out[:, 1])
+
+
+def test_a_pooler_normalises_what_it_is_told():
+    x = 5 + 3 * jax.random.normal(jax.random.key(0), (2, 4, 6))
+    for norms in ((), ("query", "context"), ("output",)):
+        pooler = AttentionalPooler(queries=3, width=8, heads=2, norms=norms)
+        variables = init(pooler, x)
+        names = {name for name in variables["params"] if "norm" in name}
+        assert names == {{"output": "norm"}.get(norm, f"{norm}_norm") for norm in norms}
+        run = jax.jit(pooler.apply)
+        found = run(variables, x)
+        # What is normalised does not know its scale.
+        same = np.allclose(run(variables, 7 * x), found, atol=1e-3)
+        assert same == ("context" in norms)
+        variables["params"]["query"] *= 7
+        assert np.allclose(run(variables, x), found, atol=1e-3) == ("query" in norms)
+        assert np.allclose(found.mean(axis=-1), 0, atol=1e-4) == ("output" in norms)
+    with pytest.raises(UserError, match="norms='values' is none of query, context, output"):
+        AttentionalPooler(queries=1, width=8, heads=2, norms=("values",))
