@@ -39,6 +39,8 @@ from big_mm.report import table
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
 
+_LONGEST_PATH = 1024  # a longer text names no file
+
 
 def evaluate(
     directory: epath.PathLike,
@@ -108,12 +110,23 @@ def _fingerprints(
 
 
 def _data(component: Any) -> str:
-    """Sizes and versions of the shards that an evaluator, or a part of it, reads."""
+    """Sizes and versions of the shards that a component reads, and digests of the files it names
+    (classes, annotations; behind a # stands a place in one), in whatever component of its own.
+    """
     if isinstance(component, TFRecordSource):
         return str([(shard.url, shard.stamp) for shard in component.shards_found()])
-    if not dataclasses.is_dataclass(component):
+    if dataclasses.is_dataclass(component):
+        parts = [getattr(component, field.name) for field in dataclasses.fields(component)]
+    elif isinstance(component, Mapping):
+        parts = list(component.values())
+    elif isinstance(component, tuple):
+        parts = list(component)
+    elif isinstance(component, str) and len(component) < _LONGEST_PATH:
+        file = epath.Path(component.partition("#")[0])
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    else:
         return ""
-    return "".join(_data(getattr(component, f.name)) for f in dataclasses.fields(component))
+    return "".join(map(_data, parts))
 
 
 def _write_tables(folder: epath.Path, metrics: Mapping[str, float]) -> None:

@@ -263,7 +263,7 @@ class Predictor:
         if count != len(captions):
             raise UserError(f"{count} images for {len(captions)} captions")
         tokens, token_mask = self.contract.text(captions)
-        counted = np.arange(tokens.shape[1]) <= _ends(tokens, self.contract.tokenizer)[:, None]
+        counted = np.arange(tokens.shape[1]) <= ends(tokens, self.contract.tokenizer)[:, None]
         return self._collect(
             "captions",
             count,
@@ -299,17 +299,19 @@ class Predictor:
         whole = [first + text for first, row in zip(prefixes, texts, strict=True) for text in row]
         encoded, _ = self.contract.text(whole)
         there = np.arange(max(map(len, texts))) < np.array([len(row) for row in texts])[:, None]
-        pad_id = self.contract.tokenizer.pad_id
-        tokens = np.full((*there.shape, length), pad_id, np.int32)
+        tokens = np.full((*there.shape, length), self.contract.tokenizer.pad_id, np.int32)
         tokens[there] = encoded
-        same = (tokens == shared[:, None]) & (np.arange(length) < given[:, None, None])
+        last = np.full(there.shape, -1)
+        last[there] = ends(encoded, self.contract.tokenizer)
+        at = np.arange(length)
+        same = (tokens == shared[:, None]) & (at < given[:, None, None])
         common = same.cumprod(axis=-1).sum(axis=-1)
         start = np.where(there, common, length).min(axis=-1)
-        counted = (tokens != pad_id) & (np.arange(length) >= start[:, None, None])
+        counted = (start[:, None, None] <= at) & (at <= last[..., None])
         totals, counts = self._collect(
             "texts",
             count,
-            lambda at: (self._pictures(images, at), tokens[at], counted[at]),
+            lambda row: (self._pictures(images, row), tokens[row], counted[row]),
             functools.partial(self._program(programs.texts_log_likelihood), self.params),
         )
         return np.where(there, totals, -np.inf).astype(np.float32), counts
@@ -458,7 +460,7 @@ class Predictor:
             raise UserError(f"{len(texts)} prefixes for {count} images")
         tokens, _ = self.contract.text(texts)
         tokenizer = self.contract.tokenizer
-        given = _ends(tokens, tokenizer)
+        given = ends(tokens, tokenizer)
         if (given >= min(length, self.contract.max_len - 1)).any():
             text = texts[int(given.argmax())]
             raise UserError(f"the prefix {text!r} leaves no room in max_len={length} tokens")
@@ -471,7 +473,7 @@ class Predictor:
         return progress.track(work, name, console=stderr, transient=True, disable=hidden)
 
 
-def _ends(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+def ends(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     """The place of each row's eos (which may also be what rows begin with, or are padded with)."""
     return 1 + (tokens[:, 1:] == tokenizer.eos_id).argmax(axis=1)
 

@@ -14,7 +14,16 @@ from big_mm import compare, evaluate, spec
 from big_mm.data import examples, tokenizers
 from big_mm.data.examples import Schema
 from big_mm.data.records import TFRecordSource, TFRecordWriter
-from big_mm.evaluators import Retrieval, ZeroShot, run_all, suite
+from big_mm.evaluators import (
+    ComposedRetrieval,
+    GroupGap,
+    Retrieval,
+    ZeroShot,
+    run_all,
+    suite,
+)
+from big_mm.evaluators.composed_benchmarks import Triplets
+from big_mm.evaluators.data_types import DataTypes
 from big_mm.training import checkpoint
 
 
@@ -188,3 +197,17 @@ def test_bad_input_is_one_line(run, capsys, arguments, message):
     assert evaluate.main(["--checkpoint", str(run), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_what_components_read_is_part_of_what_they_depend_on(run, tmp_path):
+    """Shards and files, wherever in an evaluator they are named."""
+    source = spec.build(evaluators(run.parent / "test.tfrecord")["zero_shot"]).source
+    file = tmp_path / "edits.json"
+
+    def found(content):
+        file.write_text(content)
+        inner = ComposedRetrieval(DataTypes(source), Triplets(str(file)))
+        return evaluate._data(GroupGap(inner, "group", (f"{file}#part",)))
+
+    assert found("[]") == found("[]") != found("[1]")
+    assert str(run.parent / "test.tfrecord") in found("[]")

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
+from big_mm import predictor as predictors
 from big_mm.data.contract import Decoding
 from big_mm.evaluators.scoring import Likelihood
 from big_mm.predictor import Predictor
@@ -104,8 +105,10 @@ class Generation:
         how = self.decoding or predictor.contract.decoding
         tokens, _ = predictor.generate(images, how, prefix=list(prompts), seed=self.seed)
         prefixes, _ = predictor.contract.text(list(prompts))
-        given = (prefixes == predictor.contract.tokenizer.eos_id).argmax(axis=1)
-        rows = [row[start:].tolist() for row, start in zip(tokens, given, strict=True)]
+        tokenizer = predictor.contract.tokenizer
+        begin = [tokenizer.bos_id] * (tokenizer.bos_id >= 0)
+        given = predictors.ends(prefixes, tokenizer)
+        rows = [[*begin, *row[start:].tolist()] for row, start in zip(tokens, given, strict=True)]
         return [text.strip() for text in predictor.contract.detokenize(rows)]
 
     def protocol(self, predictor: Predictor) -> dict[str, Any]:

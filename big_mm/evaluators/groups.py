@@ -50,7 +50,7 @@ class GroupGap(base.Evaluator):
         return made
 
     def evaluate(self, predictor: Predictor, step: int) -> base.Result:
-        """Metrics: each of `metrics`, the same as x_GROUP, x_worst, x_gap; groups.
+        """Metrics: each of `metrics`, the same as x_GROUP, x_worst, x_gap; groups, examples.
 
         Raises:
           UserError: no such metric, or one that is no mean over images; a record without group;
@@ -65,6 +65,7 @@ class GroupGap(base.Evaluator):
             raise UserError(f"no {self.group!r} has {self.smallest} images")
         kept = large[numbers].astype(np.float64)
         made: dict[str, float | Statistic] = {"groups": float(large.sum())}
+        made["examples"] = float(len(group))
         for name in self.metrics:
             found = result.metrics.get(name)
             if not isinstance(found, Mean):

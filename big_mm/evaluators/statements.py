@@ -1,13 +1,10 @@
 """Whether a statement holds for an image: entailment, true or false."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 
-from big_mm.data import images
 from big_mm.data.records import Source
 from big_mm.evaluators import base
 from big_mm.evaluators.answering import Ranking
@@ -30,13 +27,14 @@ class Statements(base.Evaluator):
 
     SNLI-VE (arXiv:1901.06706): three labels; the premise is the image alone, and a system that
     also reads the Flickr caption does not compare. NLVR (ACL P17-2034), NLVR2 (arXiv:1811.00491):
-    true or false; NLVR2's two images in their fixed order (`SideBySide`); its consistency is the
+    true or false; NLVR2's two images in their fixed order, side by side; its consistency is the
     share of distinct statements that are judged rightly for all their images. A classifier trained
     for the task is another setting than answering in words, as here. Chance is always giving the
     commonest label.
 
     Attributes:
-      source: records with an image, a statement and its label.
+      source: records with an image, a statement and its label; of the benchmarks' own files by
+        `annotations.JsonLines`.
       labels: (label, word): how the records write a label, and the word that the model answers.
       statement, label: text features of the records.
       answerer: `answering.Ranking` among the words, or `answering.Generation`: an answer that is
@@ -137,35 +135,3 @@ def _metrics(
         if of.any():
             made[f"accuracy_{name}"] = Mean(hits * of, of)
     return made
-
-
-@dataclasses.dataclass(frozen=True)
-class SideBySide:
-    """Records with two images (NLVR2) as records with one: left and right, at the left one's
-    height, for models that see a single picture.
-
-    Attributes:
-      source: records with `image`, which is the left one, and the right one in `second`.
-      second: the record's key with the right image; the schema needs it in `extra`.
-    """
-
-    source: Source
-    second: str = "image_2"
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record: Mapping[str, Any] = self.source[index]
-        if not record.get(self.second):
-            raise UserError(f"{self.where(index)} has no second image {self.second!r}")
-        value = record[self.second]
-        data = value[0] if isinstance(value, (list, tuple)) else value
-        left, right = images.decode(record["image"]), images.decode(data)
-        width = max(1, round(right.shape[1] * left.shape[0] / right.shape[0]))
-        scaled = Image.fromarray(right).resize((width, left.shape[0]), Image.Resampling.BICUBIC)
-        joined = Image.fromarray(np.concatenate([left, np.asarray(scaled)], axis=1))
-        return {**record, "image": joined}
-
-    def where(self, index: int) -> str:
-        return self.source.where(index)

@@ -187,7 +187,7 @@ def differences(
     theirs = _resampled({name: second[name] for name in names}, samples, seed)
     made = {}
     for name in names:
-        drawn = theirs[name] - ours[name]
+        drawn = _drawn(theirs[name] - ours[name])
         sides = np.mean(drawn <= 0), np.mean(drawn >= 0)
         value = second[name].value() - first[name].value()
         made[name] = Difference(value, *_percentiles(drawn, level), p=float(min(1, 2 * min(sides))))
@@ -209,6 +209,12 @@ def _resampled(
     return {name: np.array(values) for name, values in found.items()}
 
 
+def _drawn(values: np.ndarray) -> np.ndarray:
+    """The draws in which the metric exists: that of a small group does not without its images."""
+    there = values[~np.isnan(values)]
+    return there if len(there) else values
+
+
 def _percentiles(values: Sequence[float | int] | np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)])
+    low, high = np.percentile(_drawn(np.asarray(values)), [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)

@@ -3,6 +3,7 @@
 https://github.com/GT-Vision-Lab/VQA, PythonEvaluationTools (arXiv:1505.00468, section 3.3).
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -47,6 +48,7 @@ _PERIOD = re.compile(r"\.(?!\d)")
 _PERIODS = 32  # re.UNICODE, passed where the count of replacements belongs
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def normalize(answer: str) -> str:
     """An answer as the official program compares it, where the people disagree.
 

@@ -1,5 +1,6 @@
 """Questions and statements: answers by ranking and by generation, in the benchmarks' own files."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,9 +10,10 @@ from PIL import Image
 
 from big_mm.data.contract import Decoding
 from big_mm.evaluators import run_all
+from big_mm.evaluators.annotations import JsonLines
 from big_mm.evaluators.answering import Generation, Ranking
 from big_mm.evaluators.scoring import Likelihood
-from big_mm.evaluators.statements import ENTAILMENT, SideBySide, Statements
+from big_mm.evaluators.statements import ENTAILMENT, Statements
 from big_mm.evaluators.vqa import VQA, RecordQuestions, VqaFiles
 from big_mm.metrics import vqa
 from big_mm.spec import UserError
@@ -191,16 +193,69 @@ def test_wrong_label_mappings_are_refused(contract):
         Statements(oracles.Numbered(3), (("true", "Yes."), ("false", "yes")))
 
 
-def test_two_images_stand_side_by_side_in_their_order():
-    class Two(oracles.Numbered):
-        def __getitem__(self, index):
-            record = super().__getitem__(index)
-            return record | {"image_2": [super().__getitem__(index + 100)["image"]]}
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
-    joined = SideBySide(Two(3))
-    image = joined[1]["image"]
-    assert isinstance(image, Image.Image) and image.size == (32, 16) and len(joined) == 3
+
+def test_snli_ve_is_read_from_its_lines(contract, tmp_path):
+    rows = [
+        {"Flickr30K_ID": f"n{i % 3}", "sentence2": f"ring {i}", "gold_label": LABELS[i % 3]}
+        for i in range(7)
+    ]
+    path = lines(tmp_path / "snli_ve.jsonl", rows)
+    source = JsonLines(path, oracles.Numbered(5, damaged=(4,)), "Flickr30K_ID")
+    words = [word for _, word in ENTAILMENT]
+    likes = lambda n, text: -float(text.split()[-1] != words[n])  # noqa: E731
+    evaluator = Statements(
+        source, ENTAILMENT, statement="sentence2", label="gold_label", prompt="{} "
+    )
+    result = evaluator.evaluate(oracles.Oracle(contract, log_likelihood=likes), 0)
+    assert result.values["accuracy"] == 1.0 and result.keys[4] == "n1#4"
+    with pytest.raises(UserError, match="1 images are not among the sound records, .*'n2'"):
+        JsonLines(path, oracles.Numbered(2), "Flickr30K_ID")[0]
+    with pytest.raises(UserError, match="snli_ve.jsonl line 0 has no 'image'"):
+        JsonLines(path, oracles.Numbered(5), "image")[0]
+    (tmp_path / "bad.jsonl").write_text("{}\n[")
+    with pytest.raises(UserError, match="bad.jsonl line 1 is not JSON"):
+        len(JsonLines(str(tmp_path / "bad.jsonl"), oracles.Numbered(5), "image"))
+
+
+class Pairs(oracles.Numbered):
+    """Keys as NLVR2 has them: record 2 i + j is image j of example i."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"key": f"test1-{index // 2}-0-img{index % 2}"}
+
+
+def test_nlvr2_shows_both_images_in_their_order(contract, tmp_path):
+    rows = [
+        {"identifier": f"test1-{i}-0-{j}", "sentence": f"star {j}", "label": str(bool(i % 2 == j))}
+        for i in range(3)
+        for j in range(2)
+    ]
+    path = lines(tmp_path / "test1.json", rows)
+    halves = (r"\1-img0", r"\1-img1")
+    source = JsonLines(path, Pairs(6), "identifier", r"(.*)-[0-9]+", halves)
+    image = source[3]["image"]
+    assert isinstance(image, Image.Image) and image.size == (32, 16) and len(source) == 6
     pixels = np.asarray(image)
-    assert oracles.number_of(pixels) == 1 and oracles.number_of(pixels[:, 16:]) == 101
-    with pytest.raises(UserError, match="has no second image 'other'"):
-        SideBySide(Two(3), "other")[0]
+    assert oracles.number_of(pixels) == 2 and oracles.number_of(pixels[:, 16:]) == 3
+    swapped = dataclasses.replace(source, keys=halves[::-1])
+    assert oracles.number_of(np.asarray(swapped[3]["image"])) == 3
+    # Right about the second statement always, about the first when the left image is even.
+    says = lambda n, text: float(("true" in text) == (n % 4 == 2 if "1" in text else True))  # noqa: E731
+    evaluator = Statements(
+        source,
+        (("True", "true"), ("False", "false")),
+        statement="sentence",
+        label="label",
+        prompt="{} ",
+        consistency="sentence",
+    )
+    values = evaluator.run(oracles.Oracle(contract, log_likelihood=says))
+    # Squashed, a picture's first pixel is the left image's: examples 0, 2, 4 by number.
+    assert values["accuracy"] == pytest.approx((3 + 2) / 6)
+    assert values["consistency"] == 1 / 2
+    with pytest.raises(UserError, match="line 0: identifier 'test1-0-0-0' does not match"):
+        JsonLines(path, Pairs(6), "identifier", "([a-z]*)")[0]

@@ -1,6 +1,9 @@
 """Figures of captions: fit by a dual encoder, diversity, graphs, ratings."""
 
+import json
 import math
+import pathlib
+import zlib
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,6 +13,8 @@ from scipy import stats
 
 from big_mm.metrics import arena, caption_graph, cider, clip_score, diversity
 from big_mm.metrics.caption_graph import Graph
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "capture_scores.json"
 
 
 def unit(*rows):
@@ -66,6 +71,34 @@ def test_graphs_match_exactly_then_by_synonym_then_softly():
     soft = caption_graph.compare(puppy, RIGHT, soft=half)
     assert soft.precision["objects"] == pytest.approx(1.5 / 2, abs=1e-5)
     assert soft.recall["relations"] == pytest.approx(0.5, abs=1e-5)
+
+
+def embed(phrases):
+    """As golden/make_capture.py has it."""
+    rows = [np.random.default_rng(zlib.crc32(p.encode())).random(6) for p in phrases]
+    return np.array([row / np.linalg.norm(row) for row in rows])
+
+
+def test_capture_equals_the_official_program():
+    cases = json.loads(GOLDEN.read_text())
+    for candidate, reference, synonyms, soft, capture, scores in cases:
+        made = [
+            Graph(tuple(objects), tuple(attributes), tuple(map(tuple, relations)))
+            for objects, attributes, relations in (candidate, reference)
+        ]
+        found = caption_graph.compare(
+            *made,
+            (lambda a, b: a in b or b in a) if synonyms else None,
+            (lambda a, b: embed(a) @ embed(b).T) if soft else None,
+        )
+        assert found.capture == pytest.approx(capture, abs=1e-12)
+        ours = [
+            getattr(found, what)[kind]
+            for kind in ("objects", "attributes", "relations")
+            for what in ("precision", "recall", "f1")
+        ]
+        assert ours == pytest.approx(scores, abs=1e-12)
+    assert len(cases) == 120
 
 
 def test_what_is_dropped_or_swapped_scores_less():

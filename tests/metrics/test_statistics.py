@@ -100,3 +100,13 @@ def test_fields_are_by_image():
     for name, statistic in some().items():
         arrays = [getattr(statistic, f.name) for f in dataclasses.fields(statistic)]
         assert {len(a) for a in arrays} == {len(statistic)} == {7}, name
+
+
+def test_draws_without_any_image_of_a_group_are_left_out():
+    """One image of four counts: it is missing in about a third of the draws."""
+    rare = Mean(np.array([1.0, 0, 0, 0]), np.array([1.0, 0, 0, 0]))
+    found = statistics.intervals({"rare": rare}, samples=50)["rare"]
+    assert (found.low, found.high) == (1.0, 1.0)
+    other = Mean(np.array([0.0, 0, 0, 0]), np.array([1.0, 0, 0, 0]))
+    difference = statistics.differences({"rare": other}, {"rare": rare}, samples=50)["rare"]
+    assert (difference.low, difference.high, difference.p) == (1.0, 1.0, 0.0)
