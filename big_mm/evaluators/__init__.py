@@ -11,11 +11,13 @@ from big_mm.evaluators.probes import FewShot, LinearProbe, NearestNeighbours
 from big_mm.evaluators.retrieval import Retrieval
 from big_mm.evaluators.statements import Statements
 from big_mm.evaluators.suite import run_all
+from big_mm.evaluators.token_probes import AttentionalProbe, SegmentationProbe
 from big_mm.evaluators.vqa import VQA
 from big_mm.evaluators.zero_shot import ZeroShot
 
 __all__ = [
     "VQA",
+    "AttentionalProbe",
     "Captioning",
     "Choice",
     "ComposedRetrieval",
@@ -29,6 +31,7 @@ __all__ = [
     "Result",
     "Retrieval",
     "SceneAccuracy",
+    "SegmentationProbe",
     "Statements",
     "ZeroShot",
     "run_all",

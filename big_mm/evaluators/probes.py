@@ -151,7 +151,8 @@ class Probe(base.Evaluator):
         )
 
 
-def _about(setting: str, name: str, text: str, headline: bool = True) -> dict[str, About]:
+def about_accuracy(setting: str, name: str, text: str, headline: bool = True) -> dict[str, About]:
+    """What the two metrics of a setting are."""
     return {
         f"accuracy{setting}": About(name, f"images classified rightly {text}", headline=headline),
         f"mean_per_class{setting}": About(
@@ -182,7 +183,7 @@ class LinearProbe(Probe):
     iterations: int = 1000
     tolerance: float = 1e-6
 
-    about: ClassVar[dict[str, About]] = _about("", "Linear probe", "by logistic regression")
+    about: ClassVar[dict[str, About]] = about_accuracy("", "Linear probe", "by logistic regression")
 
     def classify(self, predictor, train, test, validation, classes):
         """As of `Probe`."""
@@ -271,7 +272,7 @@ class FewShot(Probe):
     about: ClassVar[dict[str, About]] = {
         key: value
         for count in _KNOWN_SHOTS
-        for key, value in _about(
+        for key, value in about_accuracy(
             f"_{count}shot", f"{count}-shot", f"from {count} examples a class", count in (5, 10)
         ).items()
     }
@@ -318,7 +319,7 @@ class NearestNeighbours(Probe):
     about: ClassVar[dict[str, About]] = {
         key: value
         for k in _KNOWN_KS
-        for key, value in _about(
+        for key, value in about_accuracy(
             f"_k{k}", f"{k} nearest neighbours", f"by {k} neighbours", k == 20
         ).items()
     }
