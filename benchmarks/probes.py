@@ -60,7 +60,7 @@ def drawn(rows: int, width: int, classes: int) -> Data:
     """Overlapping Gaussians of uneven scale, away from zero; a fifth as many test rows."""
     rng = np.random.default_rng(0)
     scale = np.arange(1, width + 1) ** -0.5
-    centres = rng.normal(size=(classes, width)) * scale * 0.6
+    centres = rng.normal(size=(classes, width)) * scale * 0.25
 
     def sample(count: int) -> tuple[np.ndarray, np.ndarray]:
         y = rng.integers(0, classes, count)

@@ -145,9 +145,8 @@ def train(
     size = -(-min(recipe.batch_size, len(tokens)) // devices) * devices
     per_epoch = -(-len(tokens) // size)
     steps = recipe.epochs * per_epoch
-    run = {"head": head, "recipe": recipe, "steps": steps}
-    first = np.zeros((1, *tokens.shape[1:]), np.float32)
-    params, state = jax.device_put(_start(first, **run), mesh_lib.replicated(mesh))
+    start, step = _programs(head, recipe, steps, mesh)
+    params, state = start(np.zeros((1, *tokens.shape[1:]), np.float32))
     rng = np.random.default_rng(recipe.seed)
     value = jnp.zeros(())
     order: np.ndarray = np.empty(0, np.int64)
@@ -155,7 +154,7 @@ def train(
         if number % per_epoch == 0:
             order = np.resize(rng.permutation(len(tokens)), per_epoch * size)
         rows = np.sort(order[number % per_epoch * size :][:size])  # a mapped file likes order
-        params, state, value = _step(params, state, *put((tokens[rows], labels[rows]), mesh), **run)
+        params, state, value = step(params, state, *put((tokens[rows], labels[rows]), mesh))
     if not np.isfinite(float(value)):
         raise UserError(
             f"the probe's loss is {float(value)} after {steps} steps: lower its learning_rate "
@@ -164,32 +163,30 @@ def train(
     return params
 
 
-@functools.partial(jax.jit, static_argnames=("head", "recipe", "steps"))
-def _start(tokens: Array, *, head: nn.Module, recipe: Recipe, steps: int) -> tuple[Any, Any]:
-    params = head.init(jax.random.key(recipe.seed), tokens)["params"]
-    return params, recipe.optimizer(steps).init(params)
+@functools.cache
+def _programs(
+    head: nn.Module, recipe: Recipe, steps: int, mesh: Mesh
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The initial parameters and optimizer state, and the step; compiled once for each recipe."""
+    optimizer, everywhere = recipe.optimizer(steps), mesh_lib.replicated(mesh)
 
+    def start(tokens: Array) -> tuple[Any, Any]:
+        params = head.init(jax.random.key(recipe.seed), tokens)["params"]
+        return params, optimizer.init(params)
 
-@functools.partial(
-    jax.jit, static_argnames=("head", "recipe", "steps"), donate_argnames=("params", "state")
-)
-def _step(
-    params: Any,
-    state: Any,
-    tokens: Array,
-    labels: Array,
-    *,
-    head: nn.Module,
-    recipe: Recipe,
-    steps: int,
-) -> tuple[Any, Any, Array]:
-    def loss(params: Any) -> Array:
-        scores = head.apply({"params": params}, tokens.astype(jnp.float32))
-        return cross_entropy(scores, labels, recipe.label_smoothing)
+    def step(params: Any, state: Any, tokens: Array, labels: Array) -> tuple[Any, Any, Array]:
+        def loss(params: Any) -> Array:
+            scores = head.apply({"params": params}, tokens.astype(jnp.float32))
+            return cross_entropy(scores, labels, recipe.label_smoothing)
 
-    value, grads = jax.value_and_grad(loss)(params)
-    updates, state = recipe.optimizer(steps).update(grads, state, params)
-    return optax.apply_updates(params, updates), state, value
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    return (
+        jax.jit(start, out_shardings=everywhere),
+        jax.jit(step, out_shardings=everywhere, donate_argnums=(0, 1)),
+    )
 
 
 def apply(

@@ -93,14 +93,13 @@ class LogisticRegression:
         chosen = np.ones(self.count, bool) if rows is None else rows
         penalty = 1 / (c * chosen.sum() * self.scale**2)
         weights, bias, iterations, gradient = jax.device_get(
-            _fit(
+            _program(self.classes, self.mesh)(
                 self._features,
                 self._labels,
                 self._put(chosen.astype(np.float32)),
                 np.float32(penalty),
                 np.float32(self.tolerance),
                 np.int32(self.iterations),
-                classes=self.classes,
             )
         )
         weights = weights.astype(np.float64) / self.scale
@@ -152,16 +151,20 @@ def _peak(tried: dict[Any, float]) -> Any:
     return max(sorted(tried), key=lambda place: tried[place])
 
 
-@functools.partial(jax.jit, static_argnames="classes")
+@functools.cache
+def _program(classes: int, mesh: Mesh) -> Callable[..., Any]:
+    fit = functools.partial(_fit, classes)
+    return jax.jit(fit, out_shardings=mesh_lib.replicated(mesh))
+
+
 def _fit(
+    classes: int,
     features: Float32[Array, "n width"],
     labels: Int[Array, " n"],
     rows: Float32[Array, " n"],
     penalty: Any,
     tolerance: Any,
     iterations: Any,
-    *,
-    classes: int,
 ) -> tuple[Array, Array, Array, Array]:
     """Weights, bias, iterations and the largest entry of the gradient."""
     total = rows.sum()
