@@ -11,6 +11,7 @@ from big_mm.evaluators.probes import FewShot, LinearProbe, NearestNeighbours
 from big_mm.evaluators.retrieval import Retrieval
 from big_mm.evaluators.statements import Statements
 from big_mm.evaluators.suite import run_all
+from big_mm.evaluators.text_probe import TextProbe
 from big_mm.evaluators.token_probes import AttentionalProbe, SegmentationProbe
 from big_mm.evaluators.vqa import VQA
 from big_mm.evaluators.zero_shot import ZeroShot
@@ -33,6 +34,7 @@ __all__ = [
     "SceneAccuracy",
     "SegmentationProbe",
     "Statements",
+    "TextProbe",
     "ZeroShot",
     "run_all",
 ]
