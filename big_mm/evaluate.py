@@ -107,11 +107,13 @@ def _fingerprints(
     }
 
 
-def _data(evaluator: Any) -> str:
-    """Sizes and versions of the shards that an evaluator reads."""
-    fields = [getattr(evaluator, field.name) for field in dataclasses.fields(evaluator)]
-    sources = [source for source in fields if isinstance(source, TFRecordSource)]
-    return str([(s.url, s.stamp) for source in sources for s in source.shards_found()])
+def _data(component: Any) -> str:
+    """Sizes and versions of the shards that an evaluator, or a part of it, reads."""
+    if isinstance(component, TFRecordSource):
+        return str([(shard.url, shard.stamp) for shard in component.shards_found()])
+    if not dataclasses.is_dataclass(component):
+        return ""
+    return "".join(_data(getattr(component, f.name)) for f in dataclasses.fields(component))
 
 
 def _write_tables(folder: epath.Path, metrics: Mapping[str, float]) -> None:

@@ -63,7 +63,7 @@ def export(
         raise UserError(f"format {form!r} is none of {', '.join(FORMATS)}")
     if unknown := sorted(set(platforms) - set(PLATFORMS)):
         raise UserError(f"platforms {unknown} are not among {', '.join(PLATFORMS)}")
-    with _new_directory(pathlib.Path(out)) as folder:
+    with new_directory(pathlib.Path(out)) as folder:
         components, params = predictor.read(
             checkpoint, trusted=trusted, which=which, mesh=single_device_mesh()
         )
@@ -131,7 +131,7 @@ def _caption(
 
 
 @contextmanager
-def _new_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
+def new_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary directory that becomes `out` if nothing goes wrong, and vanishes otherwise."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty directory: name another --out")

@@ -41,24 +41,56 @@ def read(
     Raises:
       UserError: a damaged file, or a class outside the `trusted` packages.
     """
-    try:
-        description = json.loads((directory / CONFIG).read_text())
-        text, expected = json.dumps(description["components"]), description["digests"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{directory / CONFIG} cannot be read: {error!r}") from error
-    components = spec.from_json(text, trusted=trusted)
+    description = _description(directory)
+    components = spec.from_json(json.dumps(description["components"]), trusted=trusted)
     if components.contract.get("tokenizer"):
         name = pathlib.PurePath(components.contract.tokenizer.path).name
         components.contract.tokenizer.path = str(directory / name)
+    stored = _stored(directory)
+    params = place(stored, mesh)
+    _check(directory, description, params)
+    return components, params
+
+
+def parameter_shapes(directory: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """{path: shape and type} of the parameters."""
+    stored = _stored(directory)
+    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in stored.items()}
+
+
+def read_params(
+    directory: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+    """The parameters {path: shape with sharding}, so laid out.
+
+    Raises:
+      UserError: a damaged file.
+    """
+    stored = _stored(directory)
+    params = {path: jax.device_put(stored[path], leaf.sharding) for path, leaf in wanted.items()}
+    _check(directory, _description(directory), params)
+    return params
+
+
+def _description(directory: epath.Path) -> dict[str, Any]:
     try:
-        stored = safetensors.numpy.load((directory / PARAMS).read_bytes())
+        description = json.loads((directory / CONFIG).read_text())
+        return {key: description[key] for key in ("components", "digests")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory / CONFIG} cannot be read: {error!r}") from error
+
+
+def _stored(directory: epath.Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load((directory / PARAMS).read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{directory / PARAMS} cannot be read: {error!r}") from error
-    params = place(stored, mesh)
-    found = trees.digest(params)
+
+
+def _check(directory: epath.Path, description: Mapping[str, Any], params: Any) -> None:
+    found, expected = trees.digest(params), description["digests"]
     if damaged := sorted(k for k in found | expected if found.get(k) != expected.get(k)):
         raise UserError(f"{directory / PARAMS} is damaged: checksum of {damaged[0]}")
-    return components, params
 
 
 def place(stored: Mapping[str, np.ndarray], mesh: Mesh) -> Any:

@@ -94,7 +94,8 @@ def read(
             raise UserError(f"{name}={value!r}, but {path} is no other program's checkpoint")
     if exported.is_exported(path):
         return exported.read(path, trusted, mesh)
-    run = checkpoint.load_config(directory, trusted=trusted)
+    wanted = ("objective.model", "contract")
+    run = checkpoint.load_config(directory, trusted=trusted, parts=wanted)
     components = {"model": run.objective.model, "contract": run.contract}
     return ml_collections.ConfigDict(components), checkpoint.load_params(directory, which, mesh)
 
@@ -352,6 +353,10 @@ class Predictor:
         batch["image"] = np.zeros((1, size, size, 3), np.uint8)
         if self.contract.tokenizer is not None:
             batch["tokens"], batch["token_mask"] = self.contract.text([""])
+        elif any(path.startswith("text/") for path in trees.flatten(self.params)):
+            # Without a tokenizer the caller makes the ids.
+            batch["tokens"] = np.zeros((1, self.contract.max_len), np.int32)
+            batch["token_mask"] = np.ones((1, self.contract.max_len), bool)
         init = functools.partial(self.model.init_with_output, train=False)
         outputs, variables = jax.eval_shape(init, jax.random.key(0), batch)
         ours = {k: v.shape for k, v in trees.flatten(variables["params"]).items()}
@@ -362,7 +367,7 @@ class Predictor:
                 for k in differ[:10]
             )
             raise UserError(f"{len(differ)} parameters are not of this model:\n  {shown}")
-        if "caption_logits" in outputs:
+        if "caption_logits" in outputs and self.contract.tokenizer is not None:
             self.contract.check_vocabulary(outputs["caption_logits"].shape[-1])
         return outputs
 

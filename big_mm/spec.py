@@ -126,8 +126,13 @@ def to_json(config: Any) -> str:
     return json.dumps(_plain(config), indent=1) + "\n"
 
 
-def from_json(text: str, *, trusted: Sequence[str] = TRUSTED) -> ml_collections.ConfigDict:
+def from_json(
+    text: str, *, trusted: Sequence[str] = TRUSTED, parts: Sequence[str] = ()
+) -> ml_collections.ConfigDict:
     """Reads a config back, refusing classes outside the `trusted` packages and unknown keywords.
+
+    Args:
+      parts: dotted keys; the rest is left out and may name what is gone by now. Default: all.
 
     Raises:
       UserError: not JSON, an untrusted or unknown class, or a keyword the class does not take.
@@ -136,8 +141,21 @@ def from_json(text: str, *, trusted: Sequence[str] = TRUSTED) -> ml_collections.
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"the config is not JSON: {error}") from error
+    if parts:
+        data = _only(data, [part.split(".") for part in parts])
     _verify(data, "config", trusted)
     return ml_collections.ConfigDict(_as_config(data))
+
+
+def _only(node: Any, parts: list[list[str]]) -> Any:
+    """The node without its class and with nothing but these parts."""
+    kept = {}
+    for key in dict.fromkeys(part[0] for part in parts):
+        if key not in node:
+            raise UserError(f"the config has no {key!r}; it has {', '.join(node)}")
+        deeper = [part[1:] for part in parts if part[0] == key and part[1:]]
+        kept[key] = _only(node[key], deeper) if deeper else node[key]
+    return kept
 
 
 def load_config(source: str) -> ml_collections.ConfigDict:

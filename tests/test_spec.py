@@ -1,6 +1,7 @@
 """Specs: strict keywords, overrides, JSON round trips, and nothing outside trusted packages."""
 
 import json
+from fractions import Fraction
 
 import pytest
 
@@ -128,3 +129,14 @@ def test_a_config_file_takes_its_argument(tmp_path):
 
 def needs_one(components):
     return components
+
+
+def test_parts_of_a_config_need_nothing_else():
+    known = spec(Fraction, numerator=1)
+    text = to_json({"a": {"b": known, "c": {"_class_": "gone.Gone"}}, "d": 2})
+    part = from_json(text, trusted=("fractions",), parts=("a.b",))
+    assert part.to_dict() == {"a": {"b": known.to_dict()}}
+    with pytest.raises(UserError, match="'gone.Gone'"):
+        from_json(text, trusted=("fractions",), parts=("a",))
+    with pytest.raises(UserError, match="the config has no 'e'; it has b, c"):
+        from_json(text, parts=("a.e",))

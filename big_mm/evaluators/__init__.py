@@ -1,11 +1,14 @@
 """Evaluators: from a predictor to metrics and things to look at."""
 
+from big_mm.evaluators.arena import Arena
 from big_mm.evaluators.base import Evaluator, Result
+from big_mm.evaluators.caption_sets import CaptionSets
 from big_mm.evaluators.captioning import Captioning, SceneAccuracy
 from big_mm.evaluators.choice import Choice
 from big_mm.evaluators.composed_retrieval import ComposedRetrieval
 from big_mm.evaluators.grounding import GroundingGap
 from big_mm.evaluators.groups import GroupGap
+from big_mm.evaluators.image_sets import AttributeShares, ClusterBias, PromptBias, SetDistances
 from big_mm.evaluators.pairs import Pairs
 from big_mm.evaluators.probes import FewShot, LinearProbe, NearestNeighbours
 from big_mm.evaluators.retrieval import Retrieval
@@ -19,8 +22,12 @@ from big_mm.evaluators.zero_shot import ZeroShot
 __all__ = [
     "VQA",
     "AttentionalProbe",
+    "Arena",
+    "AttributeShares",
+    "CaptionSets",
     "Captioning",
     "Choice",
+    "ClusterBias",
     "ComposedRetrieval",
     "Evaluator",
     "FewShot",
@@ -29,10 +36,12 @@ __all__ = [
     "LinearProbe",
     "NearestNeighbours",
     "Pairs",
+    "PromptBias",
     "Result",
     "Retrieval",
     "SceneAccuracy",
     "SegmentationProbe",
+    "SetDistances",
     "Statements",
     "TextProbe",
     "ZeroShot",

@@ -1,6 +1,8 @@
 """Captions, scored against people's and against what is in the image."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -11,6 +13,7 @@ from big_mm.data.contract import Decoding
 from big_mm.data.records import Source
 from big_mm.evaluators import base
 from big_mm.evaluators.base import About
+from big_mm.evaluators.caption_figures import Captions
 from big_mm.metrics import captioning as caption_metrics
 from big_mm.metrics import ptb
 from big_mm.metrics.statistics import Mean, Statistic
@@ -80,6 +83,7 @@ class Captioning(base.Evaluator):
       prefix: the words that captions begin with; they are part of the scored caption.
       references: the record's key with the reference captions.
       scorer: a further score of each caption (`Scorer`).
+      figures: further figures of all captions (`caption_figures`).
       batch_size: images prepared at a time.
       limit: only the first records.
       seed: of the samples, if the decoding samples.
@@ -90,6 +94,7 @@ class Captioning(base.Evaluator):
     prefix: str = ""
     references: str = "captions"
     scorer: Any = None
+    figures: tuple[Any, ...] = ()
     batch_size: int = 256
     limit: int | None = None
     seed: int = 0
@@ -98,10 +103,12 @@ class Captioning(base.Evaluator):
 
     @property
     def about(self) -> dict[str, About]:
-        return _ABOUT | getattr(self.scorer, "about", {})
+        made = _ABOUT | getattr(self.scorer, "about", {})
+        return functools.reduce(operator.or_, (getattr(f, "about", {}) for f in self.figures), made)
 
     def evaluate(self, predictor: Predictor, step: int) -> base.Result:
-        """Metrics: bleu_1..4, rouge_l, cider, the scorer's, their chance levels, distinct, words.
+        """Metrics: bleu_1..4, rouge_l, cider, the scorer's, their chance levels; distinct, words;
+        those of the figures.
 
         Raises:
           UserError: a record without references, fewer than two records, or a model that does not
@@ -129,6 +136,10 @@ class Captioning(base.Evaluator):
         metrics["distinct"] = len(set(predictions)) / len(predictions)
         metrics["words"] = Mean.of([len(p.split()) for p in predictions])
         metrics["examples"] = float(len(predictions))
+        index = [int(record["index"]) for record in records]
+        said = Captions(predictions, references, self.source, index, predictor, self.batch_size)
+        for figure in self.figures:
+            metrics |= figure(said)
         shown = [
             {
                 "image": pictures[i],
@@ -145,6 +156,7 @@ class Captioning(base.Evaluator):
             "references": sum(map(len, references)),
             "document frequency": "of these references",
         }
+        protocol |= {type(figure).__name__.lower(): figure.protocol() for figure in self.figures}
         return base.Result(
             metrics, {"captions": {"kind": "captions", "examples": shown}}, keys, protocol
         )

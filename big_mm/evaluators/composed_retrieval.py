@@ -13,6 +13,7 @@ from big_mm.evaluators.base import About
 from big_mm.evaluators.composed_benchmarks import Query
 from big_mm.evaluators.composition import References, Sum, unit
 from big_mm.metrics import composed
+from big_mm.metrics.recall import Ranking
 from big_mm.metrics.statistics import ClassMean, Mean, Statistic
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
@@ -283,14 +284,15 @@ def _precisions(
     rules: Any, queries: Sequence[Query], ranked: Sequence[Sequence[str]]
 ) -> dict[str, float | Statistic]:
     made: dict[str, float | Statistic] = {}
+    if not rules.precisions:
+        return made
     aspects = sorted({aspect for query in queries for aspect in query.aspects})
+    right = np.array([np.isin(r, q.targets) for q, r in zip(queries, ranked, strict=True)])
+    positives = np.array([len(query.targets) for query in queries])
+    places = np.broadcast_to(np.arange(right.shape[1]), right.shape)
+    ranking = Ranking(places, right, positives)
     for k in rules.precisions:
-        scores = np.array(
-            [
-                composed.average_precision(np.isin(row, query.targets), len(query.targets), k)
-                for query, row in zip(queries, ranked, strict=True)
-            ]
-        )
+        scores = ranking.average_precision(k)
         made[f"map@{k}"] = Mean.of(scores)
         for aspect in aspects if k == 10 else ():
             of = np.array([aspect in query.aspects for query in queries], np.float64)

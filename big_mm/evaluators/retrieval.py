@@ -13,7 +13,7 @@ from big_mm.evaluators import base
 from big_mm.evaluators.base import About
 from big_mm.metrics import hubness, recall
 from big_mm.metrics.recall import Pairs, Ranking
-from big_mm.metrics.statistics import Mean, Median, Statistic
+from big_mm.metrics.statistics import Mean, MedianRank, Statistic
 from big_mm.predictor import Predictor
 from big_mm.spec import choose
 
@@ -342,8 +342,8 @@ class _ByImage:
     def mean(self, values: Float[np.ndarray, " query"]) -> Mean:
         return Mean.grouped(values, self.owner, self.images)
 
-    def median(self, values: Int[np.ndarray, " query"]) -> Median:
-        return Median.grouped(values, self.owner, self.images)
+    def median(self, values: Int[np.ndarray, " query"]) -> MedianRank:
+        return MedianRank.grouped(values, self.owner, self.images)
 
 
 def _shown(

@@ -1,8 +1,9 @@
 """big_vision's checkpoints (.npz): two towers (SigLIP, SigLIP 2, LiT but for BERT), and CapPa.
 
 They hold parameters and nothing else, but Flax keeps heads apart, so that the shapes say all sizes.
-What they do not say is how a tower without a pooling head or a cls token pools: images by their
-mean, texts by their last slot, unless the config (`{"img": {"pool_type": ...}, ...}`) has others.
+What they do not say a config may: `{"img": {"image_size": 384}, "txt": {"pool_type": "first"}}`.
+Without, images are a whole number of patches (So400m/14 at 384 pixels is not), and a text is read
+at its last slot.
 """
 
 import dataclasses
@@ -221,16 +222,20 @@ def _image(shapes: Mapping[str, tuple], prefix: str, settings: Settings | None) 
     side = math.isqrt(count)
     if side * side not in (count, count - has_cls):
         raise UserError(f"{_positions(shapes, prefix)}: {count} positions are no square grid")
-    pool = "none"
+    pool, image_size = "none", patch * side
     if settings is not None:
+        image_size = settings.get("image_size", image_size)
+        if image_size // patch != side:
+            raise UserError(f"img.image_size={image_size} is not {side} patches of {patch} pixels")
         pooled = "tok" if has_cls else "gap"
         pooled = "map" if f"{prefix}MAPHead_0/probe" in shapes else pooled
         pool = {"tok": "cls", "gap": "gap", "map": "map"}[settings.only("pool_type", pooled)]
     return spec(
         VisionTransformer,
         blocks=_blocks(shapes, f"{prefix}Transformer/"),
-        image_size=patch * side,
+        image_size=image_size,
         patch_size=patch,
+        ragged=image_size % patch > 0,
         pool=pool,
         cls_token=has_cls,
         cls_position=has_cls and side * side != count,

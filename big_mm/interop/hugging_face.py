@@ -122,11 +122,13 @@ def _siglip(kind: str, text: Settings, vision: Settings) -> Config:
 def _vision(kind: str, section: Settings, *, image_size: int, pool: str) -> Config:
     section.only("num_channels", 3)
     clip = kind == "clip"
+    patch = section.get("patch_size", 32 if clip else 16)
     return spec(
         VisionTransformer,
         blocks=_blocks(kind, "vision", section),
         image_size=image_size,
-        patch_size=section.get("patch_size", 32 if clip else 16),
+        patch_size=patch,
+        ragged=image_size % patch > 0,
         pool=pool,
         pre_norm=clip,
         patch_bias=not clip,

@@ -14,6 +14,7 @@ says:
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,7 +134,7 @@ def hugging_face(folder: epath.Path, tokenizer: str | None) -> Inputs:
     config = _read(folder / "config.json")
     text = config.get("text_config", {})
     siglip = "siglip" in config.get("model_type", "")
-    contract, mean, std = _hugging_face_pictures(folder)
+    contract, mean, std = _hugging_face_pictures(folder, config.get("vision_config", {}))
     contract["max_len"] = text.get("max_position_embeddings", 64 if siglip else 77)
     contract["padding"] = "attended" if siglip else "masked"
     if siglip:
@@ -174,7 +175,9 @@ def _siglip_ids(path: epath.Path) -> ml_collections.ConfigDict:
     return files.named(path, pad_id=1, bos_id=-1, eos_id=1)
 
 
-def _hugging_face_pictures(folder: epath.Path) -> tuple[dict[str, Any], RGB, RGB]:
+def _hugging_face_pictures(
+    folder: epath.Path, vision: Mapping[str, Any]
+) -> tuple[dict[str, Any], RGB, RGB]:
     """The picture rules of a directory, and its mean and std."""
     if (folder / "preprocessor_config.json").exists():
         says = _read(folder / "preprocessor_config.json")
@@ -182,7 +185,11 @@ def _hugging_face_pictures(folder: epath.Path) -> tuple[dict[str, Any], RGB, RGB
         says = _read(folder / "processor_config.json").get("image_processor", {})
     name = str(says.get("image_processor_type", ""))
     if "max_num_patches" in says or name.startswith("Siglip2"):
-        raise UserError(f"{folder}: pictures in their native aspect ratio are not supported")
+        # Of any aspect ratio; here squares of the model's own grid of positions.
+        patch = vision.get("patch_size", 16)
+        side = patch * math.isqrt(vision.get("num_patches", 256))
+        squares = {"size": {"height": side, "width": side}, "resample": says.get("resample", 2)}
+        says = {key: says[key] for key in ("image_mean", "image_std") if key in says} | squares
     crops = says.get("do_center_crop", "crop_size" in says)
     size = says.get("size", 224)
     short = size if isinstance(size, int) else size.get("shortest_edge")

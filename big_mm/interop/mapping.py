@@ -214,7 +214,7 @@ def write(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 written |= {name.format(i): array for i, array in enumerate(arrays)}
             else:
                 written[name] = np.stack(arrays, axis=entry.axis)
-    return {name: np.ascontiguousarray(array) for name, array in written.items()}
+    return {name: np.asarray(array, order="C") for name, array in written.items()}
 
 
 def _check(

@@ -57,6 +57,7 @@ def model_spec(config: Mapping[str, Any], source: str) -> Config:
 
 def _clip(vision: Settings, text: Settings, embed_dim: int, quick: bool) -> Config:
     name = vision.get("timm_model_name")
+    image = _vision(vision, quick) if name is None else _timm(vision, name)
     projection, bias = (True, False) if name is None else _timm_projection(vision)
     vision.only("attentional_pool", False)
     proj_type = text.only("proj_type", "linear", "none")
@@ -64,7 +65,7 @@ def _clip(vision: Settings, text: Settings, embed_dim: int, quick: bool) -> Conf
     text.only("embed_cls", False)
     return spec(
         DualEncoder,
-        image=_vision(vision, quick) if name is None else _timm(vision, name),
+        image=image,
         text=_text(text, quick, _text_pool(text)),
         embed_dim=embed_dim,
         image_projection=projection,
@@ -80,7 +81,12 @@ def _coca(top: Settings, vision: Settings, text: Settings, embed_dim: int, quick
     if vision.get("timm_model_name") is not None:
         raise UserError(f"{vision.where}.timm_model_name is not supported in a CoCa")
     # Without it the decoder would read the patches; no published CoCa does.
-    pooling = vision.only("attentional_pool", True, "parallel", "cascade")
+    pooling = vision.get("attentional_pool", False)
+    if pooling not in (True, "parallel", "cascade"):
+        raise UserError(
+            f"{vision.where}.attentional_pool={pooling!r} is not supported in a CoCa; supported: "
+            "True, 'parallel', 'cascade'"
+        )
     image = _vision(vision, quick)
     image.pool, image.cls_token = "none", True
     text.only("embed_cls", True)
@@ -132,6 +138,7 @@ def _vision(section: Settings, quick: bool) -> Config:
     # Fixed positions are stored like learned ones.
     section.only("pos_embed_type", "learnable", "sin_cos_2d")
     width = section.get("width", 768)
+    side, patch = _square(section, "image_size", 224), _square(section, "patch_size", 16)
     return spec(
         VisionTransformer,
         blocks=spec(
@@ -146,8 +153,9 @@ def _vision(section: Settings, quick: bool) -> Config:
                 section,
             ),
         ),
-        image_size=_square(section, "image_size", 224),
-        patch_size=_square(section, "patch_size", 16),
+        image_size=side,
+        patch_size=patch,
+        ragged=side % patch > 0,
         pool=_POOLS[section.only("pool_type", "tok", "avg")],
         cls_token=True,
         norm_after_pool=section.only("final_ln_after_pool", False, True),

@@ -31,7 +31,7 @@ PREFIXES = ("module.", "_orig_mod.")
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensors(Mapping[str, np.ndarray]):
+class Tensors(Mapping):
     """Names, shapes and types of all tensors at once; an array when it is indexed.
 
     Attributes:

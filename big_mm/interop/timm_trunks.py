@@ -74,6 +74,7 @@ class Trunk:
             blocks=blocks,
             image_size=self.image_size,
             patch_size=self.patch_size,
+            ragged=self.image_size % self.patch_size > 0,
             pool={"token": "cls", "avg": "gap", "map": "map"}[self.pool],
             registers=self.registers,
             norm_after_pool=self.fc_norm,

@@ -11,6 +11,7 @@ import io
 import itertools
 import math
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -87,20 +88,22 @@ def read(path: epath.Path) -> dict[str, Tensor]:
 
 
 class _Archive:
-    """The zip file: nothing in it compressed, and nothing twice."""
+    """The zip file: of what is read nothing is compressed, and nothing is there twice."""
 
     def __init__(self, path: epath.Path, archive: zipfile.ZipFile):
         self.path, self._archive = path, archive
-        infos = archive.infolist()
+        names = [name for name in archive.namelist() if name.split("/", 1)[-1] == "data.pkl"]
+        if not names:
+            raise UserError(f"{path} is a zip file without data.pkl: PyTorch did not write it")
+        self.root = names[0].removesuffix("data.pkl")
+        # Not TorchScript's code, which it compresses.
+        read = re.compile(re.escape(self.root) + r"(data\.pkl|byteorder|data/.*)")
+        infos = [info for info in archive.infolist() if read.fullmatch(info.filename)]
         if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
             raise UserError(f"{path} is compressed, which PyTorch's files are not")
         if sum(info.file_size for info in infos) > path.stat().length:
             raise UserError(f"{path} claims more bytes than it has")
         self._infos = {info.filename: info for info in infos}
-        programs = [name for name in self._infos if name.split("/", 1)[-1] == "data.pkl"]
-        if not programs:
-            raise UserError(f"{path} is a zip file without data.pkl: PyTorch did not write it")
-        self.root = programs[0].removesuffix("data.pkl")
         if self.root + "byteorder" in self._infos and self.bytes("byteorder") != b"little":
             raise UserError(f"{path} is of a big-endian machine")
 
@@ -157,7 +160,7 @@ class _Program:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{self.files.path}: its program is damaged: {error!r}") from error
-        raise UserError(f"{self.files.path}: its program does not end")
+        raise AssertionError("genops ends with STOP")
 
     def _step(self, name: str, argument: Any) -> None:
         if name in _CONSTANTS:

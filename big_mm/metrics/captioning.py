@@ -36,6 +36,7 @@ def statistics(
 
     One prediction and at least one reference an image, over the complete evaluation set: the scores
     of parts do not average to the score of the whole. BLEU and ROUGE-L lie in 0..1, CIDEr in 0..10.
+    The order of the images matters only as far as `ptb.tokenize_all` says.
     Drawn again, CIDEr keeps the document frequencies of the complete set.
 
     Raises:
@@ -50,8 +51,9 @@ def statistics(
         raise ValueError(
             f"no reference caption for image {missing[0]} ({len(missing)} such images)"
         )
-    tokenised = [ptb.tokenize(p) for p in predictions]
-    truths = [[ptb.tokenize(c) for c in captions] for captions in references]
+    tokenised = ptb.tokenize_all(predictions)
+    flat = iter(ptb.tokenize_all([caption for captions in references for caption in captions]))
+    truths = [[next(flat) for _ in captions] for captions in references]
     scores: dict[str, Statistic] = {
         f"bleu_{n}": score for n, score in enumerate(bleu.bleu(tokenised, truths), start=1)
     }

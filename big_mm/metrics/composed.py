@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from big_mm.spec import UserError
 
@@ -43,12 +43,3 @@ def nearest(
             order = np.lexsort((among, np.isin(among, list(good)), -own))
             found.append(among[order[:k]])
     return found
-
-
-def average_precision(hits: Bool[np.ndarray, " rank"], positives: int, k: int) -> float:
-    """AP@k: precision at each hit among the first k, summed and divided by min(positives, k), the
-    best that k places allow (CIRCO, arXiv:2303.15247).
-    """
-    hits = hits[:k]
-    precisions = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    return float((precisions * hits).sum() / min(positives, k))

@@ -87,7 +87,7 @@ class ClassMean(Statistic):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Median(Statistic):
-    """The lower median of the values of all images; an image may have several, NaN being none."""
+    """The median of the values of all images; an image may have several, NaN being none."""
 
     values: Float[np.ndarray, "image ..."]
 
@@ -113,7 +113,16 @@ class Median(Statistic):
         values, weights = values[there], weights[there]
         order = np.argsort(values, kind="stable")
         reached = np.cumsum(weights[order])
-        return float(values[order][np.searchsorted(reached, reached[-1] / 2)])
+        middle = [np.searchsorted(reached, reached[-1] / 2, side) for side in ("left", "right")]
+        return float(values[order][np.minimum(middle, len(order) - 1)].mean())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MedianRank(Median):
+    """The median of ranks from 1, rounded down as open_clip and most retrieval papers do."""
+
+    def __call__(self, weights: Weights) -> float:
+        return float(np.floor(super().__call__(weights)))
 
 
 @dataclasses.dataclass(frozen=True)

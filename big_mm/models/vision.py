@@ -38,7 +38,8 @@ class VisionTransformer(nn.Module):
 
     Attributes:
       blocks: the layers; their width is the tower's, their `dtype` its compute type.
-      image_size: side of the square image, a multiple of `patch_size`, in pixels.
+      image_size: side of the square image, in pixels; a multiple of `patch_size` unless `ragged`.
+      ragged: rows and columns after the last whole patch are not seen (SigLIP has 384 and 14).
       position: "learned" or fixed "sincos2d".
       mean, std: what pixels in 0..1 are normalised with, by channel.
       pool: "none"; "gap", the mean of the patches; "cls", a learned token in front of them; "map",
@@ -55,6 +56,7 @@ class VisionTransformer(nn.Module):
     blocks: Transformer
     image_size: int = 224
     patch_size: int = 16
+    ragged: bool = False
     position: str = "learned"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -67,7 +69,7 @@ class VisionTransformer(nn.Module):
     patch_bias: bool = True
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
+        if self.image_size % self.patch_size and not self.ragged:
             raise UserError(
                 f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}"
             )
@@ -91,6 +93,8 @@ class VisionTransformer(nn.Module):
                 f"images of {image.shape[1]}x{image.shape[2]} pixels for a model of image_size="
                 f"{self.image_size}"
             )
+        seen = grid * self.patch_size
+        image = image[:, :seen, :seen]
         image = (image.astype(jnp.float32) / 255.0 - jnp.array(self.mean)) / jnp.array(self.std)
         x = nn.Dense(
             blocks.width,

@@ -266,8 +266,13 @@ def find_checkpoint(directory: epath.PathLike) -> epath.Path:
     )
 
 
-def load_config(directory: epath.PathLike, *, trusted: Sequence[str] = spec.TRUSTED) -> Any:
-    """The config of the run; its contract's tokenizer is the one stored beside it.
+def load_config(
+    directory: epath.PathLike, *, trusted: Sequence[str] = spec.TRUSTED, parts: Sequence[str] = ()
+) -> Any:
+    """The config of the run, or parts of it; its contract's tokenizer is the one stored beside it.
+
+    Args:
+      trusted, parts: as `spec.from_json` takes them; "contract" must be among the parts.
 
     Raises:
       CheckpointError: no checkpoint, or a damaged one.
@@ -279,7 +284,7 @@ def load_config(directory: epath.PathLike, *, trusted: Sequence[str] = spec.TRUS
         content = {name: _read_file(folder, name, digest) for name, digest in digests.items()}
     except _Damaged as error:
         raise CheckpointError(f"the checkpoint {folder} is damaged: {error}") from error
-    config = spec.from_json(content[CONFIG].decode(), trusted=trusted)
+    config = spec.from_json(content[CONFIG].decode(), trusted=trusted, parts=parts)
     for name in content:
         if name.startswith(TOKENIZER):
             config.contract.tokenizer.path = str(folder / _FILES / name)

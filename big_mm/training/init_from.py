@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
+from etils import epath
 from jaxtyping import Array, Float
 
+from big_mm import exported, trees
 from big_mm import mesh as mesh_lib
-from big_mm import trees
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
 
@@ -24,7 +25,8 @@ class InitFrom:
     For instance the image tower alone: `rules=(("image/.*", r"\\g<0>"), (".*", None))`.
 
     Attributes:
-      path: a workdir, its checkpoints/ folder, or one step's folder.
+      path: a workdir, its checkpoints/ folder, one step's folder, or a directory written by
+        `python -m big_mm.export` or `big_mm.interop.convert`.
       rules: ((pattern of the checkpoint's path, its path here, or None to leave it out), ...); the
         replacement may use groups (`re.Match.expand`). A path that no rule matches keeps its name.
       which: "ema" or "params".
@@ -43,11 +45,18 @@ class InitFrom:
         Raises:
           UserError: a rule matches nothing, two paths meet, a path or shape is not the model's.
         """
-        folder = checkpoint.find_checkpoint(self.path)
-        theirs, ours = checkpoint.parameter_shapes(folder), trees.flatten(params)
+        folder, ours = epath.Path(self.path), trees.flatten(params)
+        if exported.is_exported(folder):
+            theirs = exported.parameter_shapes(folder)
+        else:
+            folder = checkpoint.find_checkpoint(self.path)
+            theirs = checkpoint.parameter_shapes(folder)
         sources = self.sources(theirs, ours)
         wanted = {path: _place(path, leaf, sources, ours) for path, leaf in theirs.items()}
-        loaded = checkpoint.read_params(folder, wanted, self.which)
+        if exported.is_exported(folder):
+            loaded = exported.read_params(folder, wanted)
+        else:
+            loaded = checkpoint.read_params(folder, wanted, self.which)
         for target, source in sources.items():
             ours[target] = _fit(loaded[source], ours[target])
         untouched = sorted(ours.keys() - sources.keys())

@@ -1,5 +1,6 @@
 """Files as the peers write them, made from names alone, and what big_mm computes from them."""
 
+import functools
 import json
 import pathlib
 from typing import Any
@@ -31,8 +32,10 @@ def open_clip_folder(
     return folder
 
 
-def open_clip_names(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def open_clip_names(case: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights of an open_clip model, as our table has them."""
+    config = cases.OPEN_CLIP[case]
     model = spec.build(open_clip.model_spec(config, "config"))
     prefix = {"text.token_embedding.weight"} if config.get("custom_text") else set()
     table = open_clip_table.table(model, open_clip_table.layout(config, prefix))
@@ -46,8 +49,12 @@ def hugging_face_folder(
     clip = config["model_type"] == "clip"
     half = (0.5, 0.5, 0.5)
     size = {"height": cases.SIZE, "width": cases.SIZE}
-    pictures = {"image_processor_type": "CLIPImageProcessor" if clip else "SiglipImageProcessor"}
-    pictures |= {"size": size, "do_center_crop": False}
+    kind = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}[config["model_type"]]
+    pictures = {"image_processor_type": f"{kind}ImageProcessor"}
+    if kind == "Siglip2":
+        pictures |= {"max_num_patches": 4, "patch_size": 8, "resample": 2}
+    else:
+        pictures |= {"size": size, "do_center_crop": False}
     pictures |= {"image_mean": cases.MEAN if clip else half}
     pictures |= {"image_std": cases.STD if clip else half}
     (folder / "config.json").write_text(json.dumps(config))
@@ -56,8 +63,10 @@ def hugging_face_folder(
     return folder
 
 
-def hugging_face_names(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def hugging_face_names(case: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights of a Hugging Face model, as our table has them."""
+    config = cases.HUGGING_FACE[case]
     model = spec.build(hugging_face.model_spec(config, "config"))
     table = hugging_face.table(model, linear_patches=config["model_type"] == "siglip2")
     return mapping.expected(table, mapping.shapes_of(model))
@@ -101,6 +110,8 @@ class Loaded:
             jnp.arange(len(start)),
             0,
             decoding.options(**options),
-            vocabulary=decoding.Vocabulary(cases.VOCAB, pad_id, cases.BOS, cases.EOS, -1),
+            vocabulary=decoding.Vocabulary(
+                cases.VOCAB, pad_id, cases.EOS, pad_id, (pad_id, cases.BOS)
+            ),
         )
         return np.where(tokens == pad_id, 0, tokens).tolist()

@@ -1,6 +1,6 @@
 """Asks the peers what their models compute with known weights, and writes golden/*.json.
 
-    python -m tests.interop.make_golden open_clip hugging_face
+    python -m tests.interop.make_golden open_clip hugging_face torch
 
 from the repository's root, with the peers installed (`pip install open_clip_torch==3.3.0
 'transformers<4.56' torch`; open_clip's captions need the beam search that later ones lack).
@@ -9,6 +9,7 @@ big_vision, in an environment with JAX and Flax. Nothing of big_mm is imported.
 """
 
 import argparse
+import collections
 import functools
 import importlib.metadata
 import json
@@ -177,6 +178,8 @@ def open_clip_outputs(model: Any) -> dict[str, Any]:
             out = model(images, tokens)
             features = [out["image_features"].reshape(4, -1), out["text_features"]]
             found = {"caption_logits": rounded(out["logits"])}
+            _, mask = model.text._embeds(tokens)
+            found["mask"] = (mask[:: model.text.heads] == 0).int().tolist()
             pad = model.text.pad_id
             loss = CoCaLoss(1.0, 1.0, pad_id=pad)
             terms = loss(*features, out["logits"], out["labels"], out["logit_scale"])
@@ -249,6 +252,31 @@ def shapes(model: Any) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in model.state_dict().items()}
 
 
+def torch_files(folder: pathlib.Path) -> None:
+    """Small files of PyTorch's own formats: of a trainer, of TorchScript, and of before 1.6."""
+    import torch
+
+    base = torch.arange(24, dtype=torch.float32)
+    saved = {
+        "module.transposed": base.view(4, 6).T,
+        "module.slice": base[6:18:2],
+        "module.half": base[:3].half(),
+        "module.bfloat16": base[:3].bfloat16() / 3,
+        "module.scalar": torch.tensor(2.5),
+        "module.empty": torch.zeros(0, 3),
+        "module.parameter": torch.nn.Parameter(torch.ones(2)),
+        "module.count": torch.tensor(7),
+    }
+    state = collections.OrderedDict(saved)
+    optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-3}]}
+    checkpoint = {"epoch": 3, "name": "run", "state_dict": state, "optimizer": optimizer}
+    torch.save(checkpoint, folder / "trainer.pt")
+    torch.save(state, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    layers.load_state_dict({k: torch.full_like(v, 0.5) for k, v in layers.state_dict().items()})
+    torch.jit.script(layers).save(folder / "scripted.pt")
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Of installed packages."""
     return {name: importlib.metadata.version(name) for name in packages}
@@ -261,11 +289,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("families", nargs="+", choices=FAMILIES)
+    parser.add_argument("families", nargs="+", choices=[*FAMILIES, "torch"])
     parser.add_argument("--big_vision", type=pathlib.Path, metavar="PATH")
     parser.add_argument("--out", type=pathlib.Path, default=cases.GOLDEN)
     arguments = parser.parse_args()
-    for family in arguments.families:
+    if "torch" in arguments.families:
+        torch_files(arguments.out)
+    for family in set(arguments.families) - {"torch"}:
         file = arguments.out / f"{family}.json"
         needed = (arguments.big_vision,) if family == "big_vision" else ()
         made = FAMILIES[family](*needed)

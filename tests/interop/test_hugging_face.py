@@ -5,6 +5,8 @@ import functools
 import numpy as np
 import pytest
 
+from big_mm import spec
+from big_mm.interop import hugging_face, mapping
 from tests.interop import cases, foreign
 
 GOLDEN = cases.golden("hugging_face")["cases"]
@@ -14,8 +16,8 @@ GOLDEN = cases.golden("hugging_face")["cases"]
 def loaded(tmp_path_factory):
     @functools.cache
     def load(name: str) -> foreign.Loaded:
-        config, folder = cases.HUGGING_FACE[name], tmp_path_factory.mktemp(name)
-        weights = cases.weights(foreign.hugging_face_names(config))
+        folder, config = tmp_path_factory.mktemp(name), cases.HUGGING_FACE[name]
+        weights = cases.weights(foreign.hugging_face_names(name))
         return foreign.Loaded(foreign.hugging_face_folder(folder, config, weights))
 
     return load
@@ -23,8 +25,7 @@ def loaded(tmp_path_factory):
 
 @pytest.mark.parametrize("name", cases.HUGGING_FACE)
 def test_names_and_shapes(name):
-    names = foreign.hugging_face_names(cases.HUGGING_FACE[name])
-    assert cases.digest(names) == GOLDEN[name]["names"]
+    assert cases.digest(foreign.hugging_face_names(name)) == GOLDEN[name]["names"]
 
 
 @pytest.mark.parametrize("name", cases.HUGGING_FACE)
@@ -34,3 +35,19 @@ def test_outputs(loaded, name):
         np.testing.assert_allclose(found.outputs[f"{side}_embedding"], theirs[side], atol=1e-5)
     np.testing.assert_allclose(found.logits(), theirs["logits"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.losses(), theirs["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", cases.HUGGING_FACE)
+def test_what_is_written_is_what_was_read(loaded, name):
+    found, names = loaded(name), foreign.hugging_face_names(name)
+    back = mapping.write(hugging_face.table(found.model), found.imported.params)
+    patch = "vision_model.embeddings.patch_embedding.weight"
+    for key, value in cases.weights(names).items():
+        if name == "siglip2" and key == patch:
+            # What was a linear layer is written as a convolution.
+            value = value.reshape(24, 8, 8, 3).transpose(0, 3, 1, 2)
+        np.testing.assert_array_equal(back.pop(key), value, strict=True, err_msg=key)
+    assert not back
+    again = hugging_face.model_spec(hugging_face.config_of(found.model), "config")
+    again.image.mean, again.image.std = found.model.image.mean, found.model.image.std
+    assert spec.build(again) == found.model

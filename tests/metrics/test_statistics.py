@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from big_mm.metrics import bleu, captioning, statistics
-from big_mm.metrics.statistics import ClassMean, Mean, Median
+from big_mm.metrics.statistics import ClassMean, Mean, Median, MedianRank
 from big_mm.spec import UserError
 
 WORDS = "a red circle and two green stars".split()
@@ -46,9 +46,10 @@ def test_values_are_the_plain_definitions():
     values, label = np.array([1.0, 5, 2, 8]), np.array([0, 2, 2, 2])
     assert Mean.of(values).value() == 4
     assert ClassMean(values, label).value() == (1 + 5) / 2
-    assert Median(values).value() == 2 and Median(values[:3]).value() == 2
+    assert Median(values).value() == 3.5 and Median(values[:3]).value() == 2
+    assert MedianRank(values).value() == 3
     several = Median.grouped([7, 1, 2, 9, 3], np.array([2, 0, 0, 2, 4]), 5)
-    assert several.value() == 3 and several(np.array([1, 1, 0, 1, 0])) == 1
+    assert several.value() == 3 and several(np.array([1, 1, 0, 1, 0])) == 1.5
     assert Mean.grouped([1, 0, 0], np.array([1, 1, 3]), 5).value() == 1 / 3
 
 

@@ -3,9 +3,11 @@
     python -m big_mm.data.scenes --out DIR --splits train=20000 --image_size 96 --num_workers 2
 
 world.py says what a scene is, sampling.py draws one, rendering.py paints it, language.py describes
-it, parsing.py judges descriptions, splits.py holds combinations out, writer.py writes records.
+it, parsing.py judges descriptions, edits.py changes it, splits.py holds combinations out, writer.py
+writes records.
 """
 
+from big_mm.data.scenes.edits import Edit, edit, swap_colours
 from big_mm.data.scenes.language import CLASS_NAMES, PROMPTS, Grammar
 from big_mm.data.scenes.parsing import Claims, check_caption, parse_caption
 from big_mm.data.scenes.rendering import Rendering, render
@@ -24,6 +26,7 @@ __all__ = [
     "UNSEEN_KINDS",
     "WORLDS",
     "Claims",
+    "Edit",
     "Grammar",
     "Object",
     "Rendering",
@@ -33,9 +36,11 @@ __all__ = [
     "check_caption",
     "class_index",
     "class_kind",
+    "edit",
     "features",
     "parse_caption",
     "render",
     "sample",
+    "swap_colours",
     "write",
 ]
