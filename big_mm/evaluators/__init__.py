@@ -14,11 +14,14 @@ from big_mm.evaluators.probes import FewShot, LinearProbe, NearestNeighbours
 from big_mm.evaluators.retrieval import Retrieval
 from big_mm.evaluators.statements import Statements
 from big_mm.evaluators.suite import run_all
+from big_mm.evaluators.text_probe import TextProbe
+from big_mm.evaluators.token_probes import AttentionalProbe, SegmentationProbe
 from big_mm.evaluators.vqa import VQA
 from big_mm.evaluators.zero_shot import ZeroShot
 
 __all__ = [
     "VQA",
+    "AttentionalProbe",
     "Arena",
     "AttributeShares",
     "CaptionSets",
@@ -37,8 +40,10 @@ __all__ = [
     "Result",
     "Retrieval",
     "SceneAccuracy",
+    "SegmentationProbe",
     "SetDistances",
     "Statements",
+    "TextProbe",
     "ZeroShot",
     "run_all",
 ]

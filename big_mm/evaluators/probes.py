@@ -84,14 +84,12 @@ class Probe(base.Evaluator):
         validation = None
         if self.validation is not None:
             validation = self._split(predictor, self.validation, None, train.features)
-        occurring = np.unique(train.features.labels)
-        predicted, shown, protocol = self.classify(
-            predictor, train, test, validation, len(occurring)
-        )
+        classes = len(np.unique(train.classes))
+        predicted, shown, protocol = self.classify(predictor, train, test, validation, classes)
         metrics = _scores(predicted, train.classes, test.classes)
         protocol = {"features": self.output, "training images": len(train.features)} | protocol
         protocol |= _overlap(train.features, test.features)
-        table = confusion_table(self._names(train.features, occurring), test.classes, shown)
+        table = confusion_table(self.names(train.features), test.classes, shown)
         index = test.features.index.tolist()
         table["mistakes"] = [
             {
@@ -141,9 +139,9 @@ class Probe(base.Evaluator):
             )
         return Split(found, np.searchsorted(known, found.labels))
 
-    def _names(self, train: Features, occurring: Int[np.ndarray, " classes"]) -> tuple[str, ...]:
-        """The records' class_name where they have one, else the number."""
-        _, first = np.unique(train.labels, return_index=True)
+    def names(self, train: Features) -> tuple[str, ...]:
+        """The records' class_name where they have one, else the label."""
+        occurring, first = np.unique(train.labels, return_index=True)
         records = features.read(self.train, train.index[first])
         named = [base.texts(record.get("class_name")) for record in records]
         return tuple(
@@ -151,7 +149,8 @@ class Probe(base.Evaluator):
         )
 
 
-def _about(setting: str, name: str, text: str, headline: bool = True) -> dict[str, About]:
+def about_accuracy(setting: str, name: str, text: str, headline: bool = True) -> dict[str, About]:
+    """What the two metrics of a setting are."""
     return {
         f"accuracy{setting}": About(name, f"images classified rightly {text}", headline=headline),
         f"mean_per_class{setting}": About(
@@ -182,10 +181,23 @@ class LinearProbe(Probe):
     iterations: int = 1000
     tolerance: float = 1e-6
 
-    about: ClassVar[dict[str, About]] = _about("", "Linear probe", "by logistic regression")
+    about: ClassVar[dict[str, About]] = about_accuracy("", "Linear probe", "by logistic regression")
 
     def classify(self, predictor, train, test, validation, classes):
         """As of `Probe`."""
+        model, protocol = self.fit(predictor, train, validation, classes)
+        predicted = model.predict(test.values)
+        return {"": predicted[None]}, predicted, protocol
+
+    def fit(
+        self,
+        predictor: Predictor,
+        train: Split,
+        validation: Split | None,
+        classes: int,
+        prior: Float[np.ndarray, "width classes"] | None = None,
+    ) -> tuple[logistic.Linear, dict[str, Any]]:
+        """The classifier at the best C, and how it was found; `prior` as of `logistic`."""
         values, labels = train.values, train.classes
         fitted = np.ones(len(labels), bool)
         if self.c is None and validation is None:
@@ -207,11 +219,11 @@ class LinearProbe(Probe):
             rest = values[~fitted], labels[~fitted]
 
             def accuracy(c: float) -> float:
-                return float((regression.fit(c, fitted).predict(rest[0]) == rest[1]).mean())
+                model = regression.fit(c, fitted, prior)
+                return float((model.predict(rest[0]) == rest[1]).mean())
 
             tried = logistic.sweep(accuracy)
-        model = regression.fit(self.c or logistic.best(tried))
-        predicted = model.predict(test.values)
+        model = regression.fit(self.c or logistic.best(tried), prior=prior)
         protocol = {
             "C": round(model.c, 9),
             "C chosen on": self._chosen_on(validation, int((~fitted).sum())),
@@ -219,7 +231,7 @@ class LinearProbe(Probe):
         }
         if model.gradient > self.tolerance:
             protocol["gradient left"] = float(f"{model.gradient:.1e}")
-        return {"": predicted[None]}, predicted, protocol
+        return model, protocol
 
     def _chosen_on(self, validation: Split | None, count: int) -> str:
         if self.c is not None:
@@ -271,7 +283,7 @@ class FewShot(Probe):
     about: ClassVar[dict[str, About]] = {
         key: value
         for count in _KNOWN_SHOTS
-        for key, value in _about(
+        for key, value in about_accuracy(
             f"_{count}shot", f"{count}-shot", f"from {count} examples a class", count in (5, 10)
         ).items()
     }
@@ -318,7 +330,7 @@ class NearestNeighbours(Probe):
     about: ClassVar[dict[str, About]] = {
         key: value
         for k in _KNOWN_KS
-        for key, value in _about(
+        for key, value in about_accuracy(
             f"_k{k}", f"{k} nearest neighbours", f"by {k} neighbours", k == 20
         ).items()
     }

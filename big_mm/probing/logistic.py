@@ -88,24 +88,38 @@ class LogisticRegression:
         self._features = self._put(scaled)
         self._labels = self._put(np.asarray(labels, np.int32))
 
-    def fit(self, c: float, rows: Bool[np.ndarray, " n"] | None = None) -> Linear:
-        """The classifier of the rows where `rows` is true; default: of all."""
+    def fit(
+        self,
+        c: float,
+        rows: Bool[np.ndarray, " n"] | None = None,
+        prior: Float[np.ndarray, "width classes"] | None = None,
+    ) -> Linear:
+        """The classifier of the rows where `rows` is true; default: of all.
+
+        Args:
+          prior: weights to begin with, the distance from which is penalised; default: zero.
+        """
         chosen = np.ones(self.count, bool) if rows is None else rows
         penalty = 1 / (c * chosen.sum() * self.scale**2)
         weights, bias, iterations, gradient = jax.device_get(
-            _fit(
+            _program(self.mesh)(
                 self._features,
                 self._labels,
                 self._put(chosen.astype(np.float32)),
                 np.float32(penalty),
                 np.float32(self.tolerance),
                 np.int32(self.iterations),
-                classes=self.classes,
+                self._start(prior),
             )
         )
         weights = weights.astype(np.float64) / self.scale
         bias = bias.astype(np.float64) - self.mean @ weights
         return Linear(weights, bias, float(c), int(iterations), float(gradient))
+
+    def _start(self, prior: Float[np.ndarray, "width classes"] | None) -> tuple[Any, Any]:
+        """Weights and bias in the coordinates of the centred and scaled features."""
+        weights = np.zeros((len(self.mean), self.classes)) if prior is None else prior
+        return np.float32(weights * self.scale), np.float32(self.mean @ weights)
 
     def _put(self, array: np.ndarray) -> jax.Array:
         """On the devices, rows spread, padded by rows of zeros (of weight 0)."""
@@ -152,7 +166,11 @@ def _peak(tried: dict[Any, float]) -> Any:
     return max(sorted(tried), key=lambda place: tried[place])
 
 
-@functools.partial(jax.jit, static_argnames="classes")
+@functools.cache
+def _program(mesh: Mesh) -> Callable[..., Any]:
+    return jax.jit(_fit, out_shardings=mesh_lib.replicated(mesh))
+
+
 def _fit(
     features: Float32[Array, "n width"],
     labels: Int[Array, " n"],
@@ -160,8 +178,7 @@ def _fit(
     penalty: Any,
     tolerance: Any,
     iterations: Any,
-    *,
-    classes: int,
+    start: tuple[Array, Array],
 ) -> tuple[Array, Array, Array, Array]:
     """Weights, bias, iterations and the largest entry of the gradient."""
     total = rows.sum()
@@ -171,7 +188,7 @@ def _fit(
         # Without it GPUs and TPUs would round the factors to 10 or 8 bits.
         logits = jnp.matmul(features, weights, precision="highest") + bias
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return (rows * losses).sum() / total + 0.5 * penalty * (weights**2).sum()
+        return (rows * losses).sum() / total + 0.5 * penalty * ((weights - start[0]) ** 2).sum()
 
     solver = optax.lbfgs(memory_size=_MEMORY)
     value_and_grad = optax.value_and_grad_from_state(objective)
@@ -189,7 +206,6 @@ def _fit(
     def going(carry: tuple[Any, ...]) -> Array:
         return (carry[2] < iterations) & (carry[3] > tolerance)
 
-    start = jnp.zeros((features.shape[1], classes)), jnp.zeros(classes)
     carry = (start, solver.init(start), jnp.int32(0), jnp.float32(jnp.inf))
     params, _, count, gradient = jax.lax.while_loop(going, step, carry)
     return *params, count, gradient

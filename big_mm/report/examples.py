@@ -1,4 +1,4 @@
-"""Evaluators' artifacts as HTML: captions, retrieval, classes, answers."""
+"""Evaluators' artifacts as HTML: captions, retrieval, classes, answers, regions."""
 
 import html
 import re
@@ -64,6 +64,27 @@ def queries(artifact: Mapping[str, Any]) -> str:
     """The first questions, statements, choices or edits, with what the model answered."""
     shown = "".join(map(_query, artifact["queries"]))
     return f'<p class="note">The first records, not chosen.</p><div class="two">{shown}</div>'
+
+
+def segmentation(artifact: Mapping[str, Any]) -> str:
+    """The first pictures beside their true and predicted regions, and the overlap of each class."""
+    rows = "".join(
+        f'<figure><img src="{item["image"]}" alt=""><img src="{item["true"]}" alt="">'
+        f'<img src="{item["predicted"]}" alt=""></figure>'
+        for item in artifact["examples"]
+    )
+    classes = zip(artifact["classnames"], artifact["colours"], artifact["iou"], strict=True)
+    legend = "".join(
+        f'<tr><td style="background:{colour};width:2em"></td><td>{html.escape(name)}</td>'
+        f'<td style="min-width:200px">{"" if iou is None else bar(iou, None)}</td>'
+        f"<td>{'–' if iou is None else f'{100 * iou:.0f}'}</td></tr>"
+        for name, colour, iou in classes
+    )
+    return (
+        '<p class="note">The first pictures, not chosen: the picture, the true regions, the '
+        "predicted ones. Below: intersection over union of each class, in per cent.</p>"
+        f'<div class="found">{rows}</div><table class="narrow">{legend}</table>'
+    )
 
 
 def _query(query: Mapping[str, Any]) -> str:

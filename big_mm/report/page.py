@@ -161,6 +161,8 @@ def _examples(stored: Mapping[str, Any]) -> dict[str, str]:
                 content = examples.captions(artifact, evaluation["about"], evaluation["protocol"])
             elif kind == "retrieval":
                 content = examples.retrieval(artifact)
+            elif kind == "segmentation":
+                content = examples.segmentation(artifact)
             elif kind == "queries":
                 content = examples.queries(artifact)
             elif kind == "classes" and name not in covered:

@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import oracles
@@ -14,6 +19,7 @@ from big_mm.data.records import TFRecordSource, TFRecordWriter
 from big_mm.evaluators import features
 from big_mm.mesh import MeshConfig, single_device_mesh
 from big_mm.predictor import Predictor
+from big_mm.probing import logistic
 from big_mm.spec import UserError
 
 COUNT = 23
@@ -204,3 +210,62 @@ def test_values_that_are_not_finite_name_their_record(predictor, source):
     object.__setattr__(model, "image_outputs", diverged)
     with pytest.raises(UserError, match="image_features of record 'n3' is not finite"):
         features.extract(model, source, "image_features")
+
+
+ONE_OF_TWO_PROCESSES = """
+import pathlib, sys
+import jax
+import numpy as np
+from big_mm import distributed, spec
+distributed.init()
+from big_mm.data.examples import Schema
+from big_mm.data.records import TFRecordSource
+from big_mm.evaluators import features
+from big_mm.mesh import MeshConfig
+from big_mm.predictor import Predictor
+from big_mm.probing import heads, logistic
+import tiny
+
+folder = pathlib.Path(sys.argv[1])
+place = folder / str(jax.process_index())
+place.mkdir()
+built = spec.build(tiny.config(place))
+model, contract = built["objective"].model, built["contract"]
+params = jax.device_get(tiny.parameters(model, contract))
+predictor = Predictor(model, params, contract, MeshConfig().make(), 8, features=folder / "kept")
+source = TFRecordSource(
+    str(folder / "data.tfrecord"), Schema(captions=None, label="label"), store_index=False
+)
+found = features.extract(predictor, source, "patch_tokens", batch_size=5)
+head = heads.AttentionalHead(4, heads=2)
+recipe = heads.Recipe(epochs=1, batch_size=8)
+trained = heads.train(head, found.values, found.labels, recipe, predictor.mesh)
+flat = found.values.reshape(len(found), -1)
+fitted = logistic.LogisticRegression(flat, found.labels, 4, mesh=predictor.mesh).fit(1.0)
+classifier = np.asarray(trained["classifier"]["kernel"].addressable_data(0))
+np.savez(place / "out.npz", values=found.values, classifier=classifier, weights=fitted.weights)
+"""
+
+
+def test_every_process_gets_all_rows_and_the_same_probes(predictor, source, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    tests = pathlib.Path(__file__).resolve().parent.parent
+    common = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+    }
+    command = [sys.executable, "-c", ONE_OF_TWO_PROCESSES, str(tmp_path)]
+    running = [subprocess.Popen(command, env=common | {"JAX_PROCESS_ID": str(i)}) for i in (0, 1)]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    assert len(list((tmp_path / "kept").glob("*-of-2"))) == 2
+    alone = features.extract(predictor, source, "patch_tokens")
+    flat = alone.values.reshape(len(alone), -1)
+    fitted = logistic.LogisticRegression(flat, alone.labels, 4, mesh=predictor.mesh).fit(1.0)
+    first, second = (np.load(tmp_path / str(i) / "out.npz") for i in (0, 1))
+    np.testing.assert_allclose(first["values"], alone.values, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(first["weights"], fitted.weights, atol=1e-3)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])

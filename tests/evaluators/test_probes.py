@@ -9,7 +9,15 @@ import oracles
 import pytest
 from featured import Featured
 
-from big_mm.evaluators import FewShot, LinearProbe, NearestNeighbours, probes, run_all, suite
+from big_mm.evaluators import (
+    FewShot,
+    LinearProbe,
+    NearestNeighbours,
+    TextProbe,
+    probes,
+    run_all,
+    suite,
+)
 from big_mm.mesh import MeshConfig
 from big_mm.probing import ridge
 from big_mm.probing.logistic import LogisticRegression
@@ -197,3 +205,35 @@ def test_training_on_the_test_images_is_said(predictor, caplog):
     assert "118 of 118 test records have the key of a training record" in caplog.text
     assert result.protocol["test images also trained on"] == 118
     assert result.values["accuracy_k1"] == 1.0
+
+
+class Talking(Featured):
+    """Classes are embedded near their true direction."""
+
+    def encode_text(self, texts):
+        return oracles.unit([TRUE[int(text.split()[-1])] + 0.5 for text in texts])
+
+    def outputs(self, batch, keys=None):
+        return {"logit_scale": np.float32(2.0)}
+
+
+def test_a_probe_that_begins_at_the_texts_ends_between_them_and_the_images(contract):
+    def embedding(n):
+        return feature(n) / np.linalg.norm(feature(n))
+
+    model = Talking(contract, image_embedding=embedding, image_features=lambda n: feature(n)[:3])
+    prior = 2.0 * model.encode_text([f"class {c}" for c in range(CLASSES)]).astype(float).T
+    x, u = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (X, U))
+    zero_shot = np.mean((u @ prior).argmax(1) == V)
+    values = TextProbe(train, test, c=1e-9, mix=1.0).run(model)
+    assert values["accuracy_zero_shot"] == zero_shot
+    np.testing.assert_allclose(values["accuracy_mixed"], values["accuracy"])
+    values = TextProbe(train, test, c=30.0, mix=0.25).run(model)
+    fitted = LogisticRegression(x, Y, CLASSES, mesh=model.mesh).fit(30.0, prior=prior)
+    mixed = 0.25 * fitted.weights + 0.75 * prior
+    assert values["accuracy"] == np.mean(fitted.predict(u) == V) > zero_shot
+    assert values["accuracy_mixed"] == np.mean((u @ mixed + 0.25 * fitted.bias).argmax(1) == V)
+    with pytest.raises(UserError, match="image_features has 3 components, the texts have 6"):
+        TextProbe(train, test, c=1.0, output="image_features").run(model)
+    with pytest.raises(UserError, match="mix=2.0 must be from 0 to 1"):
+        TextProbe(train, test, mix=2.0)

@@ -28,6 +28,20 @@ def gradient(model, features, labels, c):
     return c * features.astype(np.float64).T @ shares + model.weights, c * shares.sum(0)
 
 
+def test_what_is_penalised_is_the_distance_from_the_prior():
+    features, labels = problem(offset=3.0)
+    prior = np.random.default_rng(0).normal(size=(12, 5))
+    regression = LogisticRegression(features, labels, 5, mesh=one_device())
+    model = regression.fit(0.1, prior=prior)
+    weights, bias = gradient(model, features, labels, 0.1)
+    centred = weights - prior - features.mean(0, dtype=np.float64)[:, None] * bias
+    assert max(np.abs(centred).max(), np.abs(bias).max()) < 3e-6 * 0.1 * len(labels)
+    near = regression.fit(1e-9, prior=prior)
+    np.testing.assert_allclose(near.weights, prior, atol=1e-5)
+    far = regression.fit(0.1, prior=np.zeros((12, 5)))
+    np.testing.assert_array_equal(far.weights, regression.fit(0.1).weights)
+
+
 def one_device():
     return mesh.single_device_mesh()
 
