@@ -141,9 +141,8 @@ def hugging_face(folder: epath.Path, tokenizer: str | None) -> Inputs:
         contract |= _siglip_text(folder, tokenizer)
     else:
         names = (*files.JSON, "merges.txt")
-        contract["tokenizer"] = _none(folder, names)
-        if path := files.find(folder, tokenizer, names):
-            contract["tokenizer"] = _hugging_face_clip(path)
+        path = files.find(folder, tokenizer, names)
+        contract["tokenizer"] = _hugging_face_clip(path) if path else _none(folder, names)
     return Inputs(spec(Contract, **contract), mean, std)
 
 
