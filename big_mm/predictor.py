@@ -29,8 +29,8 @@ from rich import console, progress
 from big_mm import decoding, exported, programs, spec, trees
 from big_mm import mesh as mesh_lib
 from big_mm.data import contract as contract_lib
+from big_mm.data import token_rows
 from big_mm.data.damage import BadRecord
-from big_mm.data.vocabulary import Tokenizer
 from big_mm.interop import reading
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
@@ -263,7 +263,9 @@ class Predictor:
         if count != len(captions):
             raise UserError(f"{count} images for {len(captions)} captions")
         tokens, token_mask = self.contract.text(captions)
-        counted = np.arange(tokens.shape[1]) <= ends(tokens, self.contract.tokenizer)[:, None]
+        counted = (
+            np.arange(tokens.shape[1]) <= token_rows.ends(tokens, self.contract.tokenizer)[:, None]
+        )
         return self._collect(
             "captions",
             count,
@@ -293,25 +295,18 @@ class Predictor:
             raise UserError(f"{count} images for {len(texts)} lists of texts")
         if not all(texts):
             raise UserError(f"images[{[bool(t) for t in texts].index(False)}] has no texts")
-        length = self.contract.max_len
-        shared, given = self._prefixes(prefix, count, length)
+        shared, given = self._prefixes(prefix, count, self.contract.max_len)
         prefixes = [prefix] * count if isinstance(prefix, str) else prefix
         whole = [first + text for first, row in zip(prefixes, texts, strict=True) for text in row]
         encoded, _ = self.contract.text(whole)
         there = np.arange(max(map(len, texts))) < np.array([len(row) for row in texts])[:, None]
-        tokens = np.full((*there.shape, length), self.contract.tokenizer.pad_id, np.int32)
-        tokens[there] = encoded
-        last = np.full(there.shape, -1)
-        last[there] = ends(encoded, self.contract.tokenizer)
-        at = np.arange(length)
-        same = (tokens == shared[:, None]) & (at < given[:, None, None])
-        common = same.cumprod(axis=-1).sum(axis=-1)
-        start = np.where(there, common, length).min(axis=-1)
-        counted = (start[:, None, None] <= at) & (at <= last[..., None])
+        tokens, counted = token_rows.continuations(
+            encoded, there, shared, np.broadcast_to(given, count), self.contract.tokenizer
+        )
         totals, counts = self._collect(
             "texts",
             count,
-            lambda row: (self._pictures(images, row), tokens[row], counted[row]),
+            lambda at: (self._pictures(images, at), tokens[at], counted[at]),
             functools.partial(self._program(programs.texts_log_likelihood), self.params),
         )
         return np.where(there, totals, -np.inf).astype(np.float32), counts
@@ -460,7 +455,7 @@ class Predictor:
             raise UserError(f"{len(texts)} prefixes for {count} images")
         tokens, _ = self.contract.text(texts)
         tokenizer = self.contract.tokenizer
-        given = ends(tokens, tokenizer)
+        given = token_rows.ends(tokens, tokenizer)
         if (given >= min(length, self.contract.max_len - 1)).any():
             text = texts[int(given.argmax())]
             raise UserError(f"the prefix {text!r} leaves no room in max_len={length} tokens")
@@ -471,11 +466,6 @@ class Predictor:
         stderr = console.Console(stderr=True)
         hidden = not (self.progress and stderr.is_terminal and len(work) > 4)
         return progress.track(work, name, console=stderr, transient=True, disable=hidden)
-
-
-def ends(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """The place of each row's eos (which may also be what rows begin with, or are padded with)."""
-    return 1 + (tokens[:, 1:] == tokenizer.eos_id).argmax(axis=1)
 
 
 def _count(images: Any) -> int:

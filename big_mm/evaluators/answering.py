@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from big_mm import predictor as predictors
+from big_mm.data import token_rows
 from big_mm.data.contract import Decoding
 from big_mm.evaluators.scoring import Likelihood
 from big_mm.predictor import Predictor
@@ -107,7 +107,7 @@ class Generation:
         prefixes, _ = predictor.contract.text(list(prompts))
         tokenizer = predictor.contract.tokenizer
         begin = [tokenizer.bos_id] * (tokenizer.bos_id >= 0)
-        given = predictors.ends(prefixes, tokenizer)
+        given = token_rows.ends(prefixes, tokenizer)
         rows = [[*begin, *row[start:].tolist()] for row, start in zip(tokens, given, strict=True)]
         return [text.strip() for text in predictor.contract.detokenize(rows)]
 
