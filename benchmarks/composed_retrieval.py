@@ -5,8 +5,8 @@
 
 PYTHON is an interpreter with torch. Made-up queries over random unit vectors: 500 of CIRR's kind in
 a gallery of 2,000, 300 of CIRCO's in 3,000 with 1 to 22 right images, 200 of each category of
-FashionIQ. SEARLE's functions (arXiv:2303.15247, by the authors of CIRCO) get the queries' embeddings
-and the gallery; only the loading of models and data sets around them is replaced.
+FashionIQ. SEARLE's functions (arXiv:2303.15247, by CIRCO's authors) get the queries' embeddings and
+the gallery; only the loading of models and data sets around them is replaced.
 """
 
 import argparse
