@@ -99,6 +99,8 @@ class ComposedRetrieval(base.Evaluator):
         """
         rules = self.benchmark
         queries: tuple[Query, ...] = rules.queries
+        if not queries:
+            raise UserError("the benchmark has no queries")
         withheld = not all(query.targets for query in queries)
         if withheld and self.submission is None:
             raise UserError("the targets are withheld: set submission=FILE to have a server judge")

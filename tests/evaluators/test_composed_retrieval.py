@@ -367,6 +367,8 @@ def test_missing_images_and_bad_files_are_named(world, edits, write):
         run(oracles.Numbered(16), Triplets("nowhere"))
     with pytest.raises(UserError, match="entry 0 has no 'edit'"):
         run(oracles.Numbered(16), Triplets(write("bad.json", [{"id": 1, "reference": "n0"}])))
+    with pytest.raises(UserError, match="the benchmark has no queries"):
+        run(oracles.Numbered(16), Triplets(write("empty.json", [])))
     rows, _ = cirr_files(write)
     with pytest.raises(UserError, match="pairid 100 comes up twice"):
         run(oracles.Numbered(16), Cirr(write("twice.json", rows + rows[:1]), "split"))
