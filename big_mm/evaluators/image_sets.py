@@ -7,6 +7,7 @@ every number.
 
 import collections
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -233,6 +234,30 @@ class Objects(Protocol):
     def __call__(self, text: str) -> Sequence[str]: ...
 
 
+# Words that are no objects, in prompts and short captions.
+_NO_OBJECTS = frozenset(
+    """a an the this that these those there it its his her their our my your some any each other
+    another both all many few several one two three four five six seven eight nine ten and or but
+    with without of on in at by to from for into onto over under above below behind beside between
+    near next front back top bottom left right up down out off around through inside outside along
+    is are was be been being has have having do does not no as like very who which what while
+    photo picture image painting drawing view scene background""".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ContentWords:
+    """The words of a text but for function words, each once: the official program's way to take
+    nouns without a tagger, so adjectives and verbs count too. Synonyms and plurals stay apart.
+    """
+
+    also_left_out: tuple[str, ...] = ()
+
+    def __call__(self, text: str) -> Sequence[str]:
+        words = dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
+        return [w for w in words if w not in _NO_OBJECTS and w not in self.also_left_out]
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptBias(base.Evaluator):
     """What images show that nobody asked for: distribution bias, Jaccard hallucination and miss
@@ -252,7 +277,7 @@ class PromptBias(base.Evaluator):
     """
 
     source: Source
-    objects: Any
+    objects: Any = ContentWords()
     prompt: str = "prompt"
     captions: str | None = None
     decoding: Decoding | None = None

@@ -18,6 +18,7 @@ from big_mm.evaluators import (
 )
 from big_mm.evaluators.choice import Options
 from big_mm.evaluators.data_types import NAMES, PROMPTS, DataTypes, prompts
+from big_mm.evaluators.image_sets import ContentWords
 from big_mm.metrics import clip_score
 from big_mm.spec import UserError
 
@@ -142,6 +143,11 @@ def test_prompt_bias_grows_with_what_nobody_asked_for(contract, captions):
     missing = oracles.Oracle(contract, lambda n: bag("white"), bag)
     values = PromptBias(source, things, captions="captions").run(missing)
     assert values["miss_rate"] == 1.0
+
+
+def test_content_words():
+    words = ContentWords(("red",))("A photo of a dog, two dogs and the red ball on a mat.")
+    assert words == ["dog", "dogs", "ball", "mat"]
 
 
 def test_data_types_are_made_and_named(contract):

@@ -8,6 +8,7 @@ import tiny
 from flax import linen as nn
 
 from big_mm import spec
+from big_mm.data.records import TFRecordSource
 from big_mm.evaluators import (
     VQA,
     Arena,
@@ -23,12 +24,18 @@ from big_mm.evaluators import (
     run_all,
     suite,
 )
+from big_mm.evaluators.annotations import JsonLines
 from big_mm.evaluators.answering import Generation, Ranking
+from big_mm.evaluators.arena import ByScore
 from big_mm.evaluators.caption_figures import Fit, Lexicon
-from big_mm.evaluators.choice import Options
-from big_mm.evaluators.composed_benchmarks import Triplets
-from big_mm.evaluators.composition import PromptDirection
+from big_mm.evaluators.caption_graph import GraphF1
+from big_mm.evaluators.choice import Counts, Options
+from big_mm.evaluators.composed_benchmarks import FashionIq, Triplets
+from big_mm.evaluators.composition import CaptionAndRewrite, PromptDirection
+from big_mm.evaluators.data_types import PROMPTS, DataTypes
 from big_mm.evaluators.scoring import Likelihood
+from big_mm.evaluators.statements import ENTAILMENT
+from big_mm.evaluators.vqa import VqaFiles
 from big_mm.mesh import MeshConfig, single_device_mesh
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
@@ -138,6 +145,58 @@ def test_a_model_that_lacks_what_is_scored_is_refused(predictor, tmp_path):
     for name, evaluator in (ranked(tmp_path, 8) | written(tmp_path, 8)).items():
         with pytest.raises(UserError, match=f"evaluator '{name}': OnlyPictures .*has no "):
             run_all({name: evaluator}, model)
+
+
+def test_all_can_stand_in_a_config():
+    """Written as specs, saved as JSON, and built again to equal components."""
+    source = spec.spec(TFRecordSource, shards="test-*.tfrecord")
+    made = {
+        "vqa": spec.spec(
+            VQA,
+            source=source,
+            questions=spec.spec(VqaFiles, questions="q.json", key="{:012d}"),
+            answerer=spec.spec(Ranking, candidates="answers.txt", scorer=spec.spec(Likelihood)),
+            submission="out.json",
+        ),
+        "entailment": spec.spec(
+            Statements,
+            source=spec.spec(JsonLines, path="x.jsonl", images=source, field="image"),
+            labels=ENTAILMENT,
+            answerer=spec.spec(Generation),
+        ),
+        "gap": spec.spec(
+            GroupGap,
+            evaluator=spec.spec(Choice, source=source, candidates=spec.spec(Counts)),
+            group="place",
+        ),
+        "types": spec.spec(
+            Choice,
+            source=spec.spec(DataTypes, source=source),
+            candidates=spec.spec(Options, texts=PROMPTS),
+        ),
+        "fashion": spec.spec(
+            ComposedRetrieval,
+            source=source,
+            benchmark=spec.spec(FashionIq, captions={"dress": "d.json"}, gallery="union"),
+            composition=spec.spec(PromptDirection, mapper=spec.spec(CaptionAndRewrite)),
+        ),
+        "captions": spec.spec(
+            Captioning,
+            source=source,
+            scorer=spec.spec(GraphF1),
+            figures=(spec.spec(Fit, checkpoint="clip"), spec.spec(Lexicon)),
+        ),
+        "arena": spec.spec(
+            Arena,
+            source=source,
+            rivals="rivals.json",
+            judge=spec.spec(ByScore, scorer=spec.spec(GraphF1), metric="capture"),
+        ),
+        "unasked": spec.spec(PromptBias, source=source),
+    }
+    for name, written in made.items():
+        again = spec.from_json(spec.to_json(spec.resolve(written)))
+        assert spec.build(again) == spec.build(written), name
 
 
 def test_a_pair_of_one_is_refused(predictor):
