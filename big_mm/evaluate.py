@@ -154,8 +154,11 @@ def _check_contract(config: ml_collections.ConfigDict, predictor: Predictor) -> 
 
 
 def _step(directory: epath.PathLike) -> int:
-    """The step of a checkpoint; 0 for exported parameters."""
-    name = checkpoint.find_checkpoint(directory).name
+    """The step of a checkpoint; 0 for exported parameters and other programs' checkpoints."""
+    try:
+        name = checkpoint.find_checkpoint(directory).name
+    except checkpoint.CheckpointError:
+        return 0
     return int(name) if name.isdigit() else 0
 
 

@@ -10,7 +10,7 @@ import tiny
 from PIL import Image
 
 import big_mm
-from big_mm import compare, evaluate, spec
+from big_mm import compare, evaluate, export, spec
 from big_mm.data import examples, tokenizers
 from big_mm.data.examples import Schema
 from big_mm.data.records import TFRecordSource, TFRecordWriter
@@ -57,6 +57,14 @@ def run(tmp_path_factory):
     store.save(7, {"params": big_mm.trees.flatten(params)})
     store.close()
     return folder / "run"
+
+
+def test_an_export_has_the_same_numbers(run, tmp_path):
+    export.export(run, "safetensors", tmp_path / "exported")
+    config = checkpoint.load_config(run)
+    found, _ = evaluate.evaluate(tmp_path / "exported", config, only=["zero_shot"])
+    expected, _ = evaluate.evaluate(run, config, only=["zero_shot"])
+    assert found == expected
 
 
 def config_file(run):

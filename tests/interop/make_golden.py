@@ -167,12 +167,12 @@ def register_trunks(timm: Any) -> None:
         register_model(make)
 
 
-def open_clip_outputs(model: Any) -> dict[str, Any]:
+def open_clip_outputs(model: Any, mean: Any = cases.MEAN, std: Any = cases.STD) -> dict[str, Any]:
     """Embeddings, logits, losses and captions."""
     import torch
     from open_clip.loss import ClipLoss, CoCaLoss, SigLipLoss
 
-    images, tokens = torch.tensor(cases.pixels()), torch.tensor(cases.TOKENS).long()
+    images, tokens = torch.tensor(cases.pixels(mean, std)), torch.tensor(cases.TOKENS).long()
     with torch.no_grad():
         if hasattr(model, "text_decoder"):
             out = model(images, tokens)

@@ -29,6 +29,15 @@ def peers():
     return pytest.importorskip("open_clip")
 
 
+@pytest.fixture
+def tiny_trunks(peers, monkeypatch):
+    import timm
+
+    make_golden.register_trunks(timm)
+    for name, (_, ours) in cases.TRUNKS.items():
+        monkeypatch.setitem(timm_trunks.TRUNKS, name, timm_trunks.Trunk(**ours))
+
+
 def test_every_config_of_open_clip_is_the_same_architecture_or_refused(peers):
     import torch
 
@@ -140,11 +149,19 @@ def written(folder: pathlib.Path, made, form: str):
     return model, jax.jit(model.apply)({"params": params}, batch)
 
 
-@pytest.mark.parametrize("made", [clip, coca], ids=["clip", "coca"])
-def test_open_clip_computes_the_same_of_what_we_write(peers, tmp_path, made):
+def timm_siglip():
+    return open_clip.model_spec(cases.OPEN_CLIP["siglip"], "config")
+
+
+def registers():
+    return open_clip.model_spec(cases.OPEN_CLIP["registers"], "config")
+
+
+@pytest.mark.parametrize("made", [clip, coca, timm_siglip, registers])
+def test_open_clip_computes_the_same_of_what_we_write(peers, tiny_trunks, tmp_path, made):
     model, ours = written(tmp_path, made(), "open_clip")
     theirs = peers.create_model(f"local-dir:{tmp_path}").eval()
-    found = make_golden.open_clip_outputs(theirs)
+    found = make_golden.open_clip_outputs(theirs, model.image.mean, model.image.std)
     for side in ("image", "text"):
         np.testing.assert_allclose(found[side], ours[f"{side}_embedding"], atol=1e-5)
     if "caption_logits" in found:
@@ -161,7 +178,7 @@ def without_end(captions):
     return [[id for id in row if id != cases.EOS][: cases.LENGTH - 1] for row in captions]
 
 
-@pytest.mark.parametrize("made", [clip, siglip], ids=["clip", "siglip"])
+@pytest.mark.parametrize("made", [clip, siglip])
 def test_transformers_computes_the_same_of_what_we_write(peers, tmp_path, made):
     transformers = pytest.importorskip("transformers")
     import torch
