@@ -14,7 +14,7 @@ from big_mm import compare, evaluate, spec
 from big_mm.data import examples, tokenizers
 from big_mm.data.examples import Schema
 from big_mm.data.records import TFRecordSource, TFRecordWriter
-from big_mm.evaluators import Retrieval, ZeroShot, run_all, suite
+from big_mm.evaluators import FewShot, Retrieval, ZeroShot, run_all, suite
 from big_mm.training import checkpoint
 
 
@@ -188,3 +188,19 @@ def test_bad_input_is_one_line(run, capsys, arguments, message):
     assert evaluate.main(["--checkpoint", str(run), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_features_of_probes_are_kept_in_a_folder(run, tmp_path):
+    config = spec.load_config(config_file(run))
+    source = config.evaluators.mine.source
+    one_shot = {"shots": (1,), "seeds": 1, "strength": 1e-3}
+    probe = spec.spec(FewShot, train=source, test=source, **one_shot)
+    config.evaluators = {"few_shot": probe}
+    given = {"workdir": tmp_path / "scores", "bootstrap": 0, "features": tmp_path / "kept"}
+    first, _ = evaluate.evaluate(run, config, **given)
+    assert first["few_shot/accuracy_1shot"] == 1.0  # trained on what it is tested on
+    rows = list((tmp_path / "kept").glob("*/rows.npy"))
+    before = [path.stat().st_mtime_ns for path in rows]
+    again, _ = evaluate.evaluate(run, config, fresh=True, **given)
+    assert again == first and len(rows) == 1
+    assert [path.stat().st_mtime_ns for path in rows] == before
