@@ -16,6 +16,7 @@ from big_mm.data.examples import Schema
 from big_mm.data.records import TFRecordSource, TFRecordWriter
 from big_mm.evaluators import (
     ComposedRetrieval,
+    FewShot,
     GroupGap,
     Retrieval,
     ZeroShot,
@@ -219,3 +220,19 @@ def test_what_components_read_is_part_of_what_they_depend_on(run, tmp_path):
 
     assert found("[]") == found("[]") != found("[1]")
     assert str(run.parent / "test.tfrecord") in found("[]")
+
+
+def test_features_of_probes_are_kept_in_a_folder(run, tmp_path):
+    config = spec.load_config(config_file(run))
+    source = config.evaluators.mine.source
+    one_shot = {"shots": (1,), "seeds": 1, "strength": 1e-3}
+    probe = spec.spec(FewShot, train=source, test=source, **one_shot)
+    config.evaluators = {"few_shot": probe}
+    given = {"workdir": tmp_path / "scores", "bootstrap": 0, "features": tmp_path / "kept"}
+    first, _ = evaluate.evaluate(run, config, **given)
+    assert first["few_shot/accuracy_1shot"] == 1.0  # trained on what it is tested on
+    rows = list((tmp_path / "kept").glob("*/rows.npy"))
+    before = [path.stat().st_mtime_ns for path in rows]
+    again, _ = evaluate.evaluate(run, config, fresh=True, **given)
+    assert again == first and len(rows) == 1
+    assert [path.stat().st_mtime_ns for path in rows] == before

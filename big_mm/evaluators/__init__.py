@@ -21,8 +21,8 @@ from big_mm.evaluators.zero_shot import ZeroShot
 
 __all__ = [
     "VQA",
-    "AttentionalProbe",
     "Arena",
+    "AttentionalProbe",
     "AttributeShares",
     "CaptionSets",
     "Captioning",

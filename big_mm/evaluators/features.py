@@ -117,6 +117,9 @@ def _extract(predictor: Predictor, source: Source, request: _Request, batch_size
         store.back_to(done)
         for part in _parts(predictor, source, request, batch_size, done, count):
             store.append(part.values, part.index, part.keys, part.labels, part.end)
+        if store.done() < count:  # the last batch was of damaged records alone
+            none = np.empty(0, np.int64)
+            store.append(store.read()[0][:0], none, [], none, count)
         return Features(*store.read())
 
 

@@ -94,9 +94,10 @@ def test_they_are_computed_once_for_all_who_ask_and_anew_for_other_parameters(pr
     assert sum(seen) == 3 * len(SOUND) + 3
 
 
-def test_a_folder_outlives_the_process(predictor, source, tmp_path):
+@pytest.mark.parametrize("batch_size", [5, 11])  # of 11, the last batch is one damaged record
+def test_a_folder_outlives_the_process(predictor, source, tmp_path, batch_size):
     model, seen = counting(predictor, tmp_path / "kept")
-    first = features.extract(model, source, "patch_tokens", batch_size=5, dtype="float16")
+    first = features.extract(model, source, "patch_tokens", batch_size=batch_size, dtype="float16")
     again, more = counting(predictor, tmp_path / "kept")
     found = features.extract(again, source, "patch_tokens", batch_size=64, dtype="float16")
     assert sum(seen) == len(SOUND) and not more
