@@ -20,41 +20,32 @@ from big_mm.spec import choose
 _SHOWN = 6  # right and wrong queries of each direction
 _SHOWN_RESULTS = 3
 _KNOWN_KS = (1, 5, 10, 50, 100)
-_DIRECTIONS = ("image_to_text", "text_to_image")
 _HUBS = 10  # the depth at which hubs are counted
 
 
 def _about() -> dict[str, About]:
+    said = {
+        "image_to_text": ("Image to text", "images for which a caption of their own", "captions"),
+        "text_to_image": ("Text to image", "captions for which their own image", "images"),
+    }
     made = {}
-    for k in _KNOWN_KS:
-        text, image = "is the nearest caption", "is the nearest image"
-        if k > 1:
-            text, image = f"is among the {k} nearest captions", f"is among the {k} nearest images"
-        made |= {
-            f"image_to_text_r@{k}": About(
-                f"Image to text R@{k}",
-                f"images for which a caption of their own {text} of all",
-                headline=k <= 10,
-            ),
-            f"text_to_image_r@{k}": About(
-                f"Text to image R@{k}",
-                f"captions for which their own image {image} of all",
-                headline=k <= 10,
-            ),
-        }
-    for direction in _DIRECTIONS:
-        name = direction.replace("_", " ").capitalize()
+    for direction, (label, queries, items) in said.items():
+        for k in _KNOWN_KS:
+            place = f"among the {k} nearest {items}" if k > 1 else f"nearer than all other {items}"
+            made[f"{direction}_r@{k}"] = About(
+                f"{label} R@{k}", f"{queries} is {place}", headline=k <= 10
+            )
         made[f"{direction}_median_rank"] = About(
-            f"{name} median rank", "of the first right item", "score", lower_is_better=True
+            f"{label} median rank", "of the first right item", "score", lower_is_better=True
         )
         made[f"{direction}_hubness"] = About(
-            f"{name} hubness",
+            f"{label} hubness",
             "skewness of how often an item is among the first ten: 0 for an even share",
             "score",
             lower_is_better=True,
         )
     made["texts"] = About("Captions", "captions that are ranked and that ask", unit="score")
-    return dict(sorted(made.items(), key=lambda item: item[0].split("@")[0]))
+    return made
 
 
 @dataclasses.dataclass(frozen=True)
