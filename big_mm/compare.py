@@ -42,11 +42,17 @@ class Compared:
     difference: Difference
 
 
-def compare(first: epath.PathLike, second: epath.PathLike, samples: int = 10_000) -> list[Compared]:
+def compare(
+    first: epath.PathLike,
+    second: epath.PathLike,
+    samples: int = 10_000,
+    across_protocols: bool = False,
+) -> list[Compared]:
     """The metrics that two workdirs of `big_mm.evaluate` share, in the order to show them.
 
     Args:
       samples: bootstrap draws; the smallest p-value they can tell from 0 is 2 / samples.
+      across_protocols: compare also what was scored by different protocols, such as two prompts.
 
     Raises:
       UserError: no evaluator in common, or other images or another protocol under one name.
@@ -59,7 +65,8 @@ def compare(first: epath.PathLike, second: epath.PathLike, samples: int = 10_000
         )
     made = []
     for name in names:
-        _check_protocol(name, ours[name]["protocol"], theirs[name]["protocol"])
+        if not across_protocols:
+            _check_protocol(name, ours[name]["protocol"], theirs[name]["protocol"])
         keys, here = suite.stored_statistics(first, name)
         others, there = suite.stored_statistics(second, name)
         rows = _same_images(name, keys, others)
@@ -78,7 +85,8 @@ def _check_protocol(name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any
         if ours.get(key) != theirs.get(key):
             raise UserError(
                 f"{name}: {key} is {ours.get(key)!r} in the first folder and "
-                f"{theirs.get(key)!r} in the second: such numbers do not compare"
+                f"{theirs.get(key)!r} in the second: such numbers compare protocols, not models "
+                "(--across_protocols if that is what you want)"
             )
 
 
@@ -120,10 +128,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("first", metavar="DIR", help="a workdir of big_mm.evaluate, or of a run")
     parser.add_argument("second", metavar="DIR", help="another, with the same evaluators")
     parser.add_argument("--samples", type=int, default=10_000, metavar="N", help="bootstrap draws")
+    parser.add_argument(
+        "--across_protocols",
+        action="store_true",
+        help="compare also what was scored by different protocols, such as two prompts",
+    )
     parser.add_argument("--out", metavar="FILE", help="write the rows as JSON")
     arguments = parser.parse_args(argv)
     try:
-        found = compare(arguments.first, arguments.second, arguments.samples)
+        found = compare(
+            arguments.first, arguments.second, arguments.samples, arguments.across_protocols
+        )
     except (UserError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

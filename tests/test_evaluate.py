@@ -175,6 +175,8 @@ def test_what_cannot_be_paired_is_refused(run, scored, tmp_path, capsys):
     (tmp_path / "artifacts" / "zero_shot.json").unlink()
     assert compare.main([str(scored / "a"), str(tmp_path)]) == 2
     assert "retrieval: prefix is '' in the first folder" in capsys.readouterr().err
+    assert compare.main([str(scored / "a"), str(tmp_path), "--across_protocols"]) == 0
+    capsys.readouterr()
     assert compare.main([str(scored / "a"), str(tmp_path / "nowhere")]) == 2
     assert "there is nothing to compare" in capsys.readouterr().err
 
