@@ -12,6 +12,7 @@ metrics at p < 0.05 are no discovery: one in twenty differs by chance.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from etils import epath
 from big_mm.evaluators import suite
 from big_mm.metrics import statistics
 from big_mm.metrics.statistics import Difference
-from big_mm.report.table import format_value
+from big_mm.report.table import format_bounds, format_value
 from big_mm.spec import UserError
 
 
@@ -51,7 +52,7 @@ def compare(
     """The metrics that two workdirs of `big_mm.evaluate` share, in the order to show them.
 
     Args:
-      samples: bootstrap draws; the smallest p-value they can tell from 0 is 2 / samples.
+      samples: bootstrap draws; the smallest p-value is 2 / (samples + 1).
       across_protocols: compare also what was scored by different protocols, such as two prompts.
 
     Raises:
@@ -105,17 +106,18 @@ def _same_images(name: str, ours: Sequence[str], theirs: Sequence[str]) -> np.nd
 
 def print_table(found: Sequence[Compared], console: rich.console.Console | None = None) -> None:
     """Prints a row a metric."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
     for column in ("first", "second", "difference", "95 % interval", "p"):
-        table.add_column(column, justify="right")
-    for row in found:
-        numbers = (row.first, row.second, row.difference.value)
-        low, high = (format_value(x, row.unit) for x in (row.difference.low, row.difference.high))
-        cells = [format_value(number, row.unit) for number in numbers]
-        table.add_row(
-            f"{row.evaluator}/{row.metric}", *cells, f"{low} to {high}", f"{row.difference.p:.2g}"
-        )
+        table.add_column(column, justify="right", no_wrap=True)
+    for evaluator, rows in itertools.groupby(found, key=lambda row: row.evaluator):
+        table.add_section()
+        table.add_row(evaluator)
+        for row in rows:
+            differ = row.difference
+            cells = [format_value(x, row.unit) for x in (row.first, row.second, differ.value)]
+            interval = format_bounds(differ.low, differ.high, row.unit)
+            table.add_row(f"  {row.metric}", *cells, interval, f"{differ.p:.2g}")
     (console or rich.console.Console()).print(table)
 
 

@@ -228,8 +228,13 @@ def format_interval(row: Row) -> str:
     """ "11.9 to 12.8 %", or "" without one."""
     if row.low is None or row.high is None:
         return ""
-    low, high = (format_value(bound, row.unit) for bound in (row.low, row.high))
-    return f"{low.removesuffix(' %') if high.endswith(' %') else low} to {high}"
+    return format_bounds(row.low, row.high, row.unit)
+
+
+def format_bounds(low: float, high: float, unit: str) -> str:
+    """ "11.9 to 12.8 %"."""
+    first, last = (format_value(bound, unit) for bound in (low, high))
+    return f"{first.removesuffix(' %') if last.endswith(' %') else first} to {last}"
 
 
 def format_protocol(protocol: Mapping[str, Any]) -> str:
