@@ -117,7 +117,7 @@ def print_table(found: Sequence[Compared], console: rich.console.Console | None 
             differ = row.difference
             cells = [format_value(x, row.unit) for x in (row.first, row.second, differ.value)]
             interval = format_bounds(differ.low, differ.high, row.unit)
-            table.add_row(f"  {row.metric}", *cells, interval, f"{differ.p:.2g}")
+            table.add_row(f"  {row.metric}", *cells, interval, f"{differ.p:.1g}")
     (console or rich.console.Console()).print(table)
 
 
