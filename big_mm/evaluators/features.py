@@ -73,7 +73,7 @@ def extract(
         more values than the memory holds and no folder.
     """
     request = _Request(output, label, limit, dtype)
-    name = (source, request) if _hashable(source) else (id(source), request)
+    name = (source if _hashable(source) else id(source), _version(source), request)
     if name not in predictor.kept:
         # The source is kept too: another one cannot get its id.
         made = _extract(predictor, source, request, batch_size)
@@ -175,17 +175,23 @@ def _store(predictor: Predictor, source: Source, request: _Request) -> Store | N
             type(source).__name__,
         )
         return None
-    shards = [(shard.url, str(shard.stamp)) for shard in source.shards_found()]
     identity = {
         "params": trees.digest(predictor.params),
         "model": repr(predictor.model),
         "contract": predictor.contract.fingerprint,
-        "shards": shards,
+        "shards": _version(source),
         "schema": repr(source.schema),
         "max_record_bytes": source.max_record_bytes,
         "request": dataclasses.asdict(request),
     }
     return feature_store.open_store(predictor.features, identity)
+
+
+def _version(source: Source) -> tuple[tuple[str, str], ...]:
+    """The shards of a source with their sizes and versions; nothing of other kinds."""
+    if not isinstance(source, TFRecordSource):
+        return ()
+    return tuple((shard.url, str(shard.stamp)) for shard in source.shards_found())
 
 
 def _agreed(done: int) -> int:

@@ -92,6 +92,10 @@ def test_they_are_computed_once_for_all_who_ask_and_anew_for_other_parameters(pr
     features.extract(model, source, "image_features", dtype="float16")
     features.extract(model.replace(params=model.params), source, "image_features")
     assert sum(seen) == 3 * len(SOUND) + 3
+    rewritten = written(pathlib.Path(source.shards), shift=1)
+    assert rewritten == source
+    found = features.extract(model, rewritten, "image_features")
+    assert not np.allclose(found.values, first.values)
 
 
 @pytest.mark.parametrize("batch_size", [5, 11])  # of 11, the last batch is one damaged record
