@@ -183,6 +183,12 @@ def captions_of(batch: Mapping[str, Any], key: str = "captions") -> list[list[st
     return found
 
 
+def class_number(label: Any) -> int:
+    """A class number, from the batch's own array or from a feature's list; -1 for none."""
+    values = np.ravel(label) if label is not None else ()
+    return int(values[0]) if len(values) else -1
+
+
 def first_text(value: Any) -> str:
     """A text feature that holds one value, as decoded from a record or as plain text."""
     return _text(_values(value)[0])

@@ -87,8 +87,7 @@ class Options:
     ordered: ClassVar[bool] = False
 
     def of(self, record: Mapping[str, Any]) -> Item:
-        values = np.ravel(record.get(self.label, -1))
-        label = int(values[0]) if len(values) else -1
+        label = base.class_number(record.get(self.label))
         if not 0 <= label < len(self.texts):
             raise UserError(
                 f"record {record['key']!r}: {self.label} {label} is none of the "

@@ -161,7 +161,7 @@ def _parts(
             )
         index = first + batch["index"]
         labels = batch.get(request.label, np.full(len(values), -1))
-        numbers = np.array([_number(value) for value in labels], np.int64)
+        numbers = np.array([base.class_number(value) for value in labels], np.int64)
         end = min(count, first + (int(batch["index"][0]) // batch_size + 1) * batch_size)
         yield _Part(values, index.astype(np.int64), keys, numbers, end)
 
@@ -207,9 +207,3 @@ def _hashable(source: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _number(label: Any) -> int:
-    """A class number, from the batch's own array or from a feature's list; -1 for none."""
-    values = np.ravel(label) if label is not None else ()
-    return int(values[0]) if len(values) else -1

@@ -272,14 +272,8 @@ def confusion_table(
 
 def _numbers(labels: Any, keys: Any) -> Int[np.ndarray, " n"]:
     """Class numbers as an array; refuses records without one."""
-    numbers = np.array([_number(label) for label in labels], np.int64)
+    numbers = np.array([base.class_number(label) for label in labels], np.int64)
     if (numbers < 0).any():
         key = str(keys[int(np.argmax(numbers < 0))])
         raise UserError(f"record {key!r} has no label: does the source's schema name one?")
     return numbers
-
-
-def _number(label: Any) -> int:
-    """A class number, from the batch's own array or from a feature's list."""
-    values = np.ravel(label) if label is not None else ()
-    return int(values[0]) if len(values) else -1
