@@ -14,6 +14,8 @@ from big_mm.data.damage import BadRecord
 from big_mm.mesh import single_device_mesh
 from big_mm.predictor import Predictor
 
+NAMES = ("zero", "one", "two", "three")
+
 
 def contract(directory) -> Contract:
     return spec.build(tiny.config(directory).contract)
@@ -94,6 +96,23 @@ class Oracle(Predictor):
             totals[row, : len(each)] = self.caption_log_likelihood(*pairs)[0]
             words[row, : len(each)] = [len(text.split()) for text in each]
         return totals, words
+
+
+def basis(i, width=8):
+    return np.eye(width)[i % width]
+
+
+def labelled(i):
+    return {"label": i % 4, "class_name": [NAMES[i % 4].encode()]}
+
+
+def classifier(contract, wrong=()):
+    """Right about every picture, except that those in `wrong` look like the next class."""
+    return Oracle(
+        contract,
+        image_vector=lambda n: basis(n % 4 + (n in wrong)),
+        text_vector=lambda text: basis(NAMES.index(text.split()[-1])),
+    )
 
 
 def unit(vectors) -> np.ndarray:

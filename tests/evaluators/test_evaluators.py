@@ -4,11 +4,11 @@ import json
 import math
 
 import jax.numpy as jnp
-import numpy as np
 import oracles
 import pytest
 import tiny
 from flax import linen as nn
+from oracles import NAMES, basis, classifier, labelled
 
 from big_mm import spec
 from big_mm.data import scenes
@@ -32,7 +32,6 @@ from big_mm.predictor import Predictor
 from big_mm.spec import UserError
 
 BATCH_SIZES = [1, 5, 8, 64]
-NAMES = ("zero", "one", "two", "three")
 
 
 @pytest.fixture(scope="module")
@@ -45,23 +44,6 @@ def predictor(tmp_path_factory):
     built = spec.build(tiny.config(tmp_path_factory.mktemp("tiny")))
     model, contract = built["objective"].model, built["contract"]
     return Predictor(model, tiny.parameters(model, contract), contract, single_device_mesh())
-
-
-def basis(i, width=8):
-    return np.eye(width)[i % width]
-
-
-def labelled(i):
-    return {"label": i % 4, "class_name": [NAMES[i % 4].encode()]}
-
-
-def classifier(contract, wrong=()):
-    """Right about every picture, except that those in `wrong` look like the next class."""
-    return oracles.Oracle(
-        contract,
-        image_vector=lambda n: basis(n % 4 + (n in wrong)),
-        text_vector=lambda text: basis(NAMES.index(text.split()[-1])),
-    )
 
 
 def several(i):

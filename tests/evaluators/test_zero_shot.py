@@ -5,34 +5,16 @@ import json
 import numpy as np
 import oracles
 import pytest
+from oracles import NAMES, classifier, labelled
 
 from big_mm.evaluators import ZeroShot, prompts, zero_shot
 from big_mm.evaluators.prompts import Templates
 from big_mm.spec import UserError
 
-NAMES = ("zero", "one", "two", "three")
-
 
 @pytest.fixture(scope="module")
 def contract(tmp_path_factory):
     return oracles.contract(tmp_path_factory.mktemp("contract"))
-
-
-def basis(i, width=8):
-    return np.eye(width)[i % width]
-
-
-def labelled(i):
-    return {"label": i % 4, "class_name": [NAMES[i % 4].encode()]}
-
-
-def classifier(contract, wrong=()):
-    """Right about every picture, except that those in `wrong` look like the next class."""
-    return oracles.Oracle(
-        contract,
-        image_vector=lambda n: basis(n % 4 + (n in wrong)),
-        text_vector=lambda text: basis(NAMES.index(text.split()[-1])),
-    )
 
 
 def bag_of_words(text):
