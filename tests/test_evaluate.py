@@ -162,7 +162,8 @@ def test_a_paired_test_matches_images_by_key(scored, capsys):
     right = ours["accuracy"].total
     expected = (1 - right).mean() - right.mean()
     assert rows["zero_shot/accuracy"]["difference"]["value"] == pytest.approx(expected)
-    assert keys[0] == "r0" and "zero_shot/accuracy" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert keys[0] == "r0" and "zero_shot" in printed and "  accuracy" in printed
 
 
 def test_what_cannot_be_paired_is_refused(run, scored, tmp_path, capsys):
