@@ -39,7 +39,9 @@ def zero_shot(predictor: Any, evaluator: ZeroShot, folder: pathlib.Path) -> dict
     images, labels, _, _, _ = evaluator._embed_images(predictor)
     texts = evaluator.prompts.texts(evaluator.classnames)
     flat = sorted({text for row in texts for text in row})
-    np.savez(folder / "zero_shot.npz", images=images, labels=labels, texts=encode(predictor, flat))
+    np.savez(
+        folder / "zero_shot.npz", images=images, labels=labels, texts=predictor.encode_text(flat)
+    )
     content = {"classnames": evaluator.classnames, "prompts": texts, "texts": flat}
     (folder / "zero_shot.json").write_text(json.dumps(content))
     values = found.values
@@ -56,7 +58,7 @@ def retrieval(
         images.append(predictor.encode_image(batch["image"]))
         rows += base.captions_of(batch)
     flat = sorted({text for row in rows for text in row})
-    embedded = encode(predictor, flat)
+    embedded = predictor.encode_text(flat)
     np.savez(folder / "retrieval.npz", images=np.concatenate(images), texts=embedded)
     (folder / "retrieval.json").write_text(json.dumps({"captions": rows, "texts": flat}))
     names = [n for n in values if "_r@" in n and not n.endswith("_chance")]
@@ -77,10 +79,6 @@ def captioning(predictor: Any, evaluator: Captioning, folder: pathlib.Path) -> d
     (folder / "captions.json").write_text(json.dumps({"predictions": said, "references": truth}))
     names = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
     return {f"captioning {name}": values[name] for name in names}
-
-
-def encode(predictor: Any, texts: list[str]) -> np.ndarray:
-    return predictor.encode_text(texts)
 
 
 def main() -> None:

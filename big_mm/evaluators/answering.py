@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from etils import epath
 from jaxtyping import UInt8
 
 from big_mm.data import token_rows
 from big_mm.data.contract import Decoding
+from big_mm.evaluators import files
 from big_mm.evaluators.scoring import Likelihood
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
@@ -37,7 +37,7 @@ class Ranking:
     """The best-scored candidate; of equals, the first.
 
     Attributes:
-      candidates: the answers, or a file with one a line; none: the task's own choices.
+      candidates: the answers, or a file of them (`files.read_list`); none: the task's own choices.
       scorer: a `TextScorer`; for a dual encoder `Similarity`, which arXiv:2107.06383 found near
         chance on VQA.
     """
@@ -52,13 +52,7 @@ class Ranking:
         Raises:
           UserError: no such file, or a candidate comes up twice.
         """
-        if isinstance(self.candidates, str):
-            file = epath.Path(self.candidates)
-            if not file.exists():
-                raise UserError(f"no file {self.candidates} with candidate answers")
-            answers = tuple(filter(None, map(str.strip, file.read_text().splitlines())))
-        else:
-            answers = tuple(self.candidates)
+        answers = tuple(files.read_list(self.candidates))
         if len(set(answers)) < len(answers):
             twice = next(a for a in answers if answers.count(a) > 1)
             raise UserError(f"the candidate answer {twice!r} comes up twice")

@@ -1,7 +1,7 @@
-"""Benchmarks' own files: annotations read, submissions written."""
+"""The user's and benchmarks' own files: lists and annotations read, submissions written."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,19 +10,47 @@ from etils import epath
 from big_mm.spec import UserError
 
 
-def read_json(path: str) -> Any:
-    """The content of a JSON file, local or remote.
+def read_text(path: str) -> str:
+    """The content of a text file, local or remote.
 
     Raises:
-      UserError: no such file, or it is not JSON.
+      UserError: no such file.
     """
     file = epath.Path(path)
-    if not file.exists():
+    if not file.is_file():
         raise UserError(f"no file {path}")
+    return file.read_text()
+
+
+def read_json(path: str) -> Any:
+    """The content of a JSON file. Raises a UserError as `read_text`, or if it is not JSON."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def read_list(given: Sequence[str] | str) -> list[str]:
+    """A list of texts: itself, or that of a file.
+
+    Raises:
+      UserError: no such file or member, or something else than texts in it.
+    """
+    if not isinstance(given, str):
+        return list(given)
+    path, _, key = given.partition("#")
+    if path.endswith(".txt"):
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    found = read_json(path)
+    if key:
+        if not isinstance(found, dict) or key not in found:
+            there = ", ".join(found) if isinstance(found, dict) else "a list"
+            raise UserError(f"{path} has no {key!r}; it has {there}")
+        found = found[key]
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        hint = f" (name one of {', '.join(found)} as {path}#KEY)" if isinstance(found, dict) else ""
+        raise UserError(f"{given} is not a list of texts{hint}")
+    return found
 
 
 def entries(path: str, content: Any, keys: Iterable[str]) -> list[Mapping[str, Any]]:

@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
@@ -18,7 +17,7 @@ from etils import epath
 
 from big_mm.data.damage import BadRecord
 from big_mm.data.records import Source
-from big_mm.evaluators import base
+from big_mm.evaluators import base, files
 from big_mm.spec import UserError
 
 PLAIN = ("{}",)
@@ -68,11 +67,11 @@ class Templates:
     renormalize: ClassVar[bool] = True
 
     def texts(self, classnames: Sequence[str]) -> list[list[str]]:
-        templates = read_list(self.templates)
+        templates = files.read_list(self.templates)
         return [fill(templates, name) for name in classnames]
 
     def protocol(self) -> dict[str, Any]:
-        return {"templates": list(read_list(self.templates))}
+        return {"templates": list(files.read_list(self.templates))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Sentences:
 
     def texts(self, classnames: Sequence[str]) -> list[list[str]]:
         table = read_table(self.path)
-        templates = read_list(self.templates)
+        templates = files.read_list(self.templates)
         made = [_entry(table, name, self.path) for name in classnames]
         if empty := [n for n, own in zip(classnames, made, strict=True) if not own + templates]:
             raise UserError(f"{self.path} has no sentence for the class {empty[0]!r}")
@@ -102,7 +101,7 @@ class Sentences:
         ]
 
     def protocol(self) -> dict[str, Any]:
-        return {"sentences": _digest(self.path), "templates": list(read_list(self.templates))}
+        return {"sentences": _digest(self.path), "templates": list(files.read_list(self.templates))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,30 +238,6 @@ def count_names(names: Sequence[str], texts: Sequence[str]) -> collections.Count
     return counts
 
 
-def read_list(given: Sequence[str] | str) -> list[str]:
-    """A list of texts: itself, or that of a file.
-
-    Raises:
-      UserError: no such file or member, or something else than texts in it.
-    """
-    if not isinstance(given, str):
-        return list(given)
-    path, _, key = given.partition("#")
-    text = _read(path)
-    if path.endswith(".txt"):
-        return [line for line in text.splitlines() if line.strip()]
-    found = _parse(path, text)
-    if key:
-        if not isinstance(found, dict) or key not in found:
-            there = ", ".join(found) if isinstance(found, dict) else "a list"
-            raise UserError(f"{path} has no {key!r}; it has {there}")
-        found = found[key]
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        hint = f" (name one of {', '.join(found)} as {path}#KEY)" if isinstance(found, dict) else ""
-        raise UserError(f"{given} is not a list of texts{hint}")
-    return found
-
-
 @functools.cache
 def read_table(path: str) -> dict[str, Any]:
     """A JSON object by class name.
@@ -270,7 +245,7 @@ def read_table(path: str) -> dict[str, Any]:
     Raises:
       UserError: no such file, or no object in it.
     """
-    found = _parse(path, _read(path))
+    found = files.read_json(path)
     if not isinstance(found, dict):
         raise UserError(f"{path} is not an object by class name")
     return found
@@ -285,20 +260,6 @@ def _entry(table: Mapping[str, Any], name: str, path: str) -> list[str]:
     return found
 
 
-def _read(path: str) -> str:
-    try:
-        return epath.Path(path).read_text()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-
-
-def _parse(path: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-
-
 def _digest(path: str) -> str:
-    digest = hashlib.sha256(_read(path).encode()).hexdigest()
+    digest = hashlib.sha256(files.read_text(path).encode()).hexdigest()
     return f"{epath.Path(path).name} (sha256 {digest[:8]})"

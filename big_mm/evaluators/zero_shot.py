@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from big_mm.data.records import Source
-from big_mm.evaluators import base
+from big_mm.evaluators import base, files
 from big_mm.evaluators.base import About
-from big_mm.evaluators.prompts import Differential, Templates, read_list
+from big_mm.evaluators.prompts import Differential, Templates
 from big_mm.metrics import recall
 from big_mm.metrics.recall import SameId
 from big_mm.metrics.statistics import ClassMean, Mean, Statistic
@@ -33,7 +33,7 @@ class ZeroShot(base.Evaluator):
 
     Attributes:
       source: records with a class number.
-      classnames: in the order of the class numbers, or a file of them (`read_list`), one
+      classnames: in the order of the class numbers, or a file of them (`files.read_list`), one
         for each language; None: the records' own `class_name`, so the schema needs
         extra=("class_name",), and the choice is among the classes that occur.
       prompts: the texts of each class, a component of `prompts`.
@@ -148,7 +148,7 @@ class ZeroShot(base.Evaluator):
     ) -> tuple[tuple[str, ...], Int[np.ndarray, " n"]]:
         """The class names, and the labels as positions in them."""
         if self.classnames is not None:
-            classnames = tuple(read_list(self.classnames))
+            classnames = tuple(files.read_list(self.classnames))
             if labels.max() >= len(classnames):
                 raise UserError(
                     f"label {labels.max()} has no name among the {len(classnames)} classnames"

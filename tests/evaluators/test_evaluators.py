@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import oracles
 import pytest
 import tiny
-from flax import linen as nn
 from oracles import NAMES, basis, classifier, labelled
 
 from big_mm import spec
@@ -221,20 +220,8 @@ class Plain(Evaluator):
         return base.Result({"answer": 42.0})
 
 
-class OnlyPictures(nn.Module):
-    """A model without texts and captions."""
-
-    @nn.compact
-    def __call__(self, batch, train=False):
-        return self.encode_image(batch["image"])
-
-    def encode_image(self, image, train=False):
-        flat = image.reshape(len(image), -1)[:, :8] + 1.0
-        return {"image_embedding": flat / (flat**2).sum(-1, keepdims=True) ** 0.5}
-
-
 @pytest.mark.parametrize("name", ["zero_shot", "retrieval", "captioning", "grounding"])
 def test_a_model_that_lacks_what_is_scored_is_refused(contract, name):
-    model = Predictor(OnlyPictures(), {}, contract, single_device_mesh())
+    model = Predictor(oracles.OnlyPictures(), {}, contract, single_device_mesh())
     with pytest.raises(UserError, match=f"evaluator '{name}': OnlyPictures .*has no "):
         run_all({name: everything(8)[name]}, model)

@@ -5,7 +5,6 @@ import json
 import oracles
 import pytest
 import tiny
-from flax import linen as nn
 
 from big_mm import spec
 from big_mm.data.records import TFRecordSource
@@ -128,20 +127,8 @@ def test_results_are_stored_with_statistics_and_protocol(predictor, tmp_path):
             assert f"{name}/{metric}_low" in metrics
 
 
-class OnlyPictures(nn.Module):
-    """A model without texts and captions."""
-
-    @nn.compact
-    def __call__(self, batch, train=False):
-        return self.encode_image(batch["image"])
-
-    def encode_image(self, image, train=False):
-        flat = image.reshape(len(image), -1)[:, :8] + 1.0
-        return {"image_embedding": flat / (flat**2).sum(-1, keepdims=True) ** 0.5}
-
-
 def test_a_model_that_lacks_what_is_scored_is_refused(predictor, tmp_path):
-    model = Predictor(OnlyPictures(), {}, predictor.contract, single_device_mesh())
+    model = Predictor(oracles.OnlyPictures(), {}, predictor.contract, single_device_mesh())
     for name, evaluator in (ranked(tmp_path, 8) | written(tmp_path, 8)).items():
         with pytest.raises(UserError, match=f"evaluator '{name}': OnlyPictures .*has no "):
             run_all({name: evaluator}, model)

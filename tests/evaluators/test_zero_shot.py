@@ -106,7 +106,7 @@ def test_lists_are_read_from_files(contract, tmp_path):
     for names, message in (
         (by_set, "is not a list of texts .name one of mine, other"),
         (f"{by_set}#theirs", "has no 'theirs'; it has mine, other"),
-        (str(tmp_path / "absent.txt"), "absent.txt cannot be read"),
+        (str(tmp_path / "absent.txt"), "no file .*absent.txt"),
         (write(tmp_path / "broken.json", "["), "broken.json is not JSON"),
     ):
         with pytest.raises(UserError, match=message):
