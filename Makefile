@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test test-minimum lint format benchmark clean clean-quickstart
+.PHONY: help setup scenes quickstart test test-minimum lint format benchmark clean clean-quickstart
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,8 @@ override SCENES := runs/scenes
 
 quickstart: $(SCENES)/tokenizer.model ## train a small CoCa on the embedded world, score it, report
 	$(BIN)/python -m big_mm.train --config configs/quickstart.py --workdir runs/quickstart
+
+scenes: $(SCENES)/tokenizer.model ## write the embedded world that quickstart and experiments read
 
 $(SCENES)/tokenizer.model: | $(INSTALLED)
 	$(BIN)/python -m big_mm.data.scenes --out $(SCENES) --world easy --image_size 48 --num_workers 2 \

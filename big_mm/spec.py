@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import json
 import pathlib
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -165,6 +166,25 @@ def load_config(source: str) -> ml_collections.ConfigDict:
       UserError: no such file, no `get_config` in it, or it returns something else than a spec.
     """
     file, _, argument = source.partition(":")
+    module = _config_module(file)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{file} has no get_config(arg='')")
+    config = module.get_config(argument) if argument else module.get_config()
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"get_config of {file} returns {type(config).__name__}, not spec(...)")
+    return config
+
+
+def variants(file: str) -> tuple[str, ...]:
+    """The arguments of `get_config` that a config file lists in VARIANTS; else the default alone.
+
+    Raises:
+      UserError: no such file.
+    """
+    return tuple(getattr(_config_module(file), "VARIANTS", ("",)))
+
+
+def _config_module(file: str) -> types.ModuleType:
     path = pathlib.Path(file)
     if not path.is_file():
         raise UserError(f"no config file {file}")
@@ -173,12 +193,7 @@ def load_config(source: str) -> ml_collections.ConfigDict:
         raise UserError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{file} has no get_config(arg='')")
-    config = module.get_config(argument) if argument else module.get_config()
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f"get_config of {file} returns {type(config).__name__}, not spec(...)")
-    return config
+    return module
 
 
 def override(config: ml_collections.ConfigDict, arguments: Iterable[str]) -> None:

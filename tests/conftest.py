@@ -29,7 +29,7 @@ import pytest  # noqa: E402
 from absl import logging  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
-jaxtyping.install_import_hook("big_mm", "beartype.beartype")
+jaxtyping.install_import_hook(("big_mm", "experiments"), "beartype.beartype")
 hypothesis.settings.register_profile(
     "big_mm", deadline=None, derandomize=True, max_examples=50, print_blob=True
 )

@@ -24,6 +24,7 @@ from big_mm.training.step import Update
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIBRARY = sorted((ROOT / "big_mm").rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
 CODE = sorted(
     path
     for folder in ("big_mm", "configs", "experiments", "benchmarks", "tests")
@@ -40,6 +41,7 @@ LAYERS = (
     ("training", "curation"),
     (
         "train",
+        "ablate",
         "evaluate",
         "compare",
         "export",
@@ -117,12 +119,9 @@ def tracked_files() -> list[pathlib.Path]:
     return [path for path in paths if path.is_file()]
 
 
-def literal_variants(config: pathlib.Path) -> list[str]:
-    """The arguments that a config lists in VARIANTS; without, the one that calls get_config()."""
-    for node in parsed(config).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "VARIANTS":
-            return [f"{config}:{variant}" for variant in ast.literal_eval(node.value)]
-    return [str(config)]
+def variants(config: pathlib.Path) -> list[str]:
+    """What to load of a config file: each of its variants."""
+    return [f"{config}:{name}" if name else str(config) for name in spec.variants(str(config))]
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
@@ -148,7 +147,7 @@ def test_imports_have_no_circle():
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
-@pytest.mark.parametrize("path", LIBRARY + CONFIGS, ids=name_of)
+@pytest.mark.parametrize("path", LIBRARY + CONFIGS + EXPERIMENTS, ids=name_of)
 def test_the_library_stands_alone(path):
     roots = {name.split(".")[0] for name in imports(path)}
     assert not roots & FORBIDDEN
@@ -159,7 +158,7 @@ def test_the_library_stands_alone(path):
 
 @pytest.mark.parametrize(
     "source",
-    [variant for config in CONFIGS for variant in literal_variants(config)],
+    [variant for config in CONFIGS for variant in variants(config)],
     ids=lambda source: source.removeprefix(f"{ROOT}/"),
 )
 def test_every_config_takes_a_step_in_shapes(source):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import numbers
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,27 +126,31 @@ class Schema:
         None or () for records without text.
       key: the feature with the record's identifier. None names it by its shard and number.
       label: the feature with a single class number, or None.
+      texts: further features with texts, each "name" or "our_name=name": a second kind of caption,
+        an instruction. Lists of str like `captions`.
       extra: further features, each "name" or "our_name=name".
-      optional: "label" and names in `extra` that a record may lack; its key is then absent.
+      optional: "label" and names in `texts` and `extra` that a record may lack; its key is then
+        absent.
     """
 
     image: str | None = "image"
     captions: str | tuple[str, ...] | None = "caption"
     key: str | None = "key"
     label: str | None = None
+    texts: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         own = {"image", "captions", "key", "label"}
-        names = [name for name, _ in self._extra()]
+        names = [name for name, _ in (*_named(self.texts), *_named(self.extra))]
         for name in names:
             if name in own or names.count(name) > 1:
-                raise UserError(f"the schema's extra feature {name!r} has the name of another")
+                raise UserError(f"the schema's further feature {name!r} has the name of another")
         for name in self.optional:
             if name not in names and not (name == "label" and self.label):
                 raise UserError(
-                    f"the schema's optional {name!r} is neither 'label' nor one of extra"
+                    f"the schema's optional {name!r} is neither 'label' nor in texts or extra"
                 )
 
     @classmethod
@@ -167,7 +171,7 @@ class Schema:
                     f"cannot read {part!r} in the schema {text!r}: write "
                     f"{'=..., '.join(fields)}=..., each at most once"
                 )
-            if name in ("captions", "extra", "optional"):
+            if name in ("captions", "texts", "extra", "optional"):
                 values[name] = tuple(filter(None, value.split("+")))
             else:
                 values[name] = value or None
@@ -176,18 +180,13 @@ class Schema:
     def _captions(self) -> tuple[str, ...]:
         return (self.captions,) if isinstance(self.captions, str) else tuple(self.captions or ())
 
-    def _extra(self) -> list[tuple[str, str]]:
-        return [
-            (name, feature or name) for name, _, feature in (e.partition("=") for e in self.extra)
-        ]
-
     @functools.cached_property
     def _fields(self) -> tuple[tuple[str, str], ...]:
         """(our name, feature) of all that is read."""
         single = (("image", self.image), ("key", self.key), ("label", self.label))
         fields = [(name, feature) for name, feature in single if feature]
         fields += [("captions", feature) for feature in self._captions()]
-        return (*fields, *self._extra())
+        return (*fields, *_named(self.texts), *_named(self.extra))
 
     @functools.cached_property
     def _features(self) -> frozenset[str]:
@@ -220,20 +219,31 @@ class Schema:
                 raise BadRecord("missing_image", f"no image in the feature {self.image!r}")
             record["image"] = _typed(images, bytes, self.image)[0]
         if names := self._captions():
-            texts = [_text(v, name) for name in names for v in features.get(name, [])]
-            record["captions"] = [text for text in texts if text.strip()]
+            record["captions"] = [text for name in names for text in _texts(features, name)]
             if not record["captions"]:
                 raise BadRecord("empty_caption", f"no text in {' or '.join(map(repr, names))}")
         if self.key is not None:
             record["key"] = _text(_single(features, self.key), self.key)
         if self.label is not None and (self.label in features or "label" not in self.optional):
             record["label"] = _typed([_single(features, self.label)], int, self.label)[0]
-        for name, feature in self._extra():
-            if feature in features:
-                record[name] = features[feature]
-            elif name not in self.optional:
+        for name, feature in (*_named(self.texts), *_named(self.extra)):
+            if feature not in features and name not in self.optional:
                 raise BadRecord("malformed", f"no feature {feature!r}")
+        record |= {n: _texts(features, f) for n, f in _named(self.texts) if f in features}
+        record |= {n: features[f] for n, f in _named(self.extra) if f in features}
         return record
+
+
+def _named(entries: Sequence[str]) -> list[tuple[str, str]]:
+    """(our name, feature) of each "name" or "our_name=name"."""
+    parts = (entry.partition("=") for entry in entries)
+    return [(name, feature or name) for name, _, feature in parts]
+
+
+def _texts(features: Mapping[str, Values], name: str) -> list[str]:
+    """The texts of a feature that are not blank."""
+    texts = [_text(value, name) for value in features.get(name, [])]
+    return [text for text in texts if text.strip()]
 
 
 def _single(features: Mapping[str, Values], name: str) -> bytes | int | float:

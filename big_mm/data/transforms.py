@@ -208,10 +208,13 @@ class ChooseCaption(grain.transforms.RandomMap):
 class Tokenize(grain.transforms.Map):
     """`tokens` and `token_mask` of a text by the contract's rules, and `text_id`, equal for equal
     tokens (their CRC-32), by which a loss knows the same caption of another image.
+
+    With a `suffix` these are `tokens<suffix>` and so on: the second text of a record.
     """
 
     contract: Contract | None = None
     key: str = "caption"
+    suffix: str = ""
 
     def bind(self, contract: Contract) -> "Tokenize":
         return dataclasses.replace(self, contract=self.contract or contract)
@@ -225,9 +228,9 @@ class Tokenize(grain.transforms.Map):
         tokens, token_mask = self.contract.text(columns[self.key])
         text_id = [zlib.crc32(row.tobytes()) - 2**31 for row in tokens]
         return {
-            "tokens": tokens,
-            "token_mask": token_mask,
-            "text_id": np.asarray(text_id, np.int32),
+            f"tokens{self.suffix}": tokens,
+            f"token_mask{self.suffix}": token_mask,
+            f"text_id{self.suffix}": np.asarray(text_id, np.int32),
         }
 
 

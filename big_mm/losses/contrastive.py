@@ -5,7 +5,6 @@ option, which changes neither values nor gradients: see `pairwise`.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,34 +23,44 @@ class Contrastive:
     """The options of the losses below.
 
     Attributes:
+      image, text: the outputs to compare, [B,D] of unit length: a second caption's, a teacher's.
       positives: the batch key of an id [B]; pairs of equal id are positives of one another. By
         default a row is positive with itself only.
+      weights: the output with a factor [B] on the loss of each row, as image and as text; none by
+        default. The mean is still over rows.
       exchange: how a device meets the texts of others: "gather" holds all of them, "ring" passes
         them on in blocks, for batches whose embeddings alone are too large.
       tile: the side of the largest part of the matrix of logits that is in memory at once, in
         either pass, for a third more matrix products. 0 for all that a device has of it.
     """
 
+    image: str = "image_embedding"
+    text: str = "text_embedding"
     positives: str = ""
+    weights: str = ""
     exchange: str = "gather"
     tile: int = 0
-    couples: ClassVar[tuple[str, ...]] = (
-        "image_embedding",
-        "text_embedding",
-        "logit_scale",
-        "logit_bias",
-    )
 
     def __post_init__(self) -> None:
         Layout(self.exchange, self.tile, None)  # refuses what makes no sense
 
+    @property
+    def couples(self) -> tuple[str, ...]:
+        weights = (self.weights,) if self.weights else ()
+        return (self.image, self.text, *weights, "logit_scale", "logit_bias")
+
     def _sides(self, outputs: Outputs, batch: Batch) -> tuple[Rows, Rows]:
-        image, text = outputs["image_embedding"], outputs["text_embedding"]
+        image, text = outputs[self.image], outputs[self.text]
         valid = batch["mask"] != 0 if "mask" in batch else jnp.ones(len(image), bool)
         if self.positives and self.positives not in batch:
             raise UserError(f"positives={self.positives!r} is no key of the batch: {sorted(batch)}")
         ids = batch[self.positives] if self.positives else jnp.arange(len(image))
         return Rows.of(image, ids, valid), Rows.of(text, ids, valid)
+
+    def _mean(
+        self, loss: Float[Array, " batch"], outputs: Outputs, valid: Bool[Array, " batch"]
+    ) -> Mean:
+        return Mean.of(loss * outputs[self.weights] if self.weights else loss, valid)
 
     def _metrics(
         self, sides: tuple[Rows, Rows], reduced: tuple[Reduced, Reduced]
@@ -87,7 +96,8 @@ class Softmax(Contrastive):
         )
         loss = (_cross_entropy(rows) + _cross_entropy(columns)) / 2
         metrics = {"logit_scale": Mean.of(outputs["logit_scale"])}
-        return Mean.of(loss, sides[0].valid), self._metrics(sides, (rows, columns)) | metrics
+        loss = self._mean(loss, outputs, sides[0].valid)
+        return loss, self._metrics(sides, (rows, columns)) | metrics
 
 
 def _softmax(shared: Shared, image: Rows, text: Rows) -> tuple[Pairs, Pairs]:
@@ -117,7 +127,7 @@ class Sigmoid(Contrastive):
             _sigmoid, shared, *sides, exchange=self.exchange, tile=self.tile
         )
         metrics = {name: Mean.of(outputs[name]) for name in ("logit_scale", "logit_bias")}
-        loss = Mean.of(rows.terms["loss"], sides[0].valid)
+        loss = self._mean(rows.terms["loss"], outputs, sides[0].valid)
         return loss, self._metrics(sides, (rows, columns)) | metrics
 
 

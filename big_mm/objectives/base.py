@@ -6,7 +6,7 @@ subclass of `Weighted`. The trainer knows an objective only through them.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -25,7 +25,8 @@ class Loss(Protocol):
     whole batch.
     """
 
-    couples: ClassVar[tuple[str, ...]]
+    @property
+    def couples(self) -> tuple[str, ...]: ...
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]: ...
 

@@ -47,6 +47,7 @@ class Row:
     text: str
     unit: str
     headline: bool
+    lower_is_better: bool
     family: str
     variant: str
 
@@ -86,6 +87,7 @@ def rows(
             text=known.get("text", ""),
             unit=known.get("unit", "score"),
             headline=known.get("headline", False),
+            lower_is_better=known.get("lower_is_better", False),
             family=family,
             variant=evaluator[len(family) + 1 :],
         )

@@ -123,6 +123,16 @@ def test_numbers_are_keys_and_absent_fields_are_absent():
     assert read(optional, **PAIR).keys() == {"image", "captions", "key"}
 
 
+def test_further_texts():
+    schema = Schema(texts=("alt", "said=words"), optional=("said",))
+    assert read(schema, **PAIR, alt=["x", " "])["alt"] == ["x"]
+    assert "said" not in read(schema, **PAIR, alt="x")
+    assert read(schema, **PAIR, alt="x", words="y")["said"] == ["y"]
+    assert schema == Schema.parse("texts=alt+said=words,optional=said")
+    with pytest.raises(BadRecord, match="alt"):
+        read(schema, **PAIR)
+
+
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [

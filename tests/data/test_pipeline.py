@@ -296,6 +296,21 @@ def test_text_is_kept_on_request(source, contract):
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_a_row_may_have_two_texts(source, contract, reference):
+    second = (
+        transforms.ChooseCaption(weights=(1.0,), out="first"),
+        transforms.Tokenize(),
+        transforms.Tokenize(key="first", suffix="_first"),
+    )
+    pipeline = Pipeline(source, transforms=(*AUGMENT[:4], *second))
+    for batch, expected in zip(take(pipeline.batches(contract, 8, 7), 4), reference, strict=False):
+        tokens, token_mask = contract.text([f"a red star {i}" for i in batch["label"]])
+        np.testing.assert_array_equal(batch["tokens"], expected["tokens"])
+        np.testing.assert_array_equal(batch["tokens_first"], tokens)
+        np.testing.assert_array_equal(batch["token_mask_first"], token_mask)
+        assert len(set(batch["text_id_first"])) == len(set(batch["label"]))
+
+
 def test_evaluation_sees_every_sound_record_once_in_order(damaged, contract, hosts, caplog):
     parts = [list(evaluation_batches(damaged, contract, 8, h, hosts)) for h in range(hosts)]
     assert [len(p) for p in parts] == [2] * hosts

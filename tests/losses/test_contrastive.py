@@ -83,6 +83,23 @@ def test_order_and_padding_change_nothing(loss):
         np.testing.assert_array_equal(cut[key][6:], 0)
 
 
+@pytest.mark.parametrize("loss", [Softmax, Sigmoid])
+def test_other_outputs_and_weights_of_rows(loss):
+    """A row's weight is a factor on what the row adds to the sum."""
+    outputs, batch = case()
+    renamed = {k: v for k, v in outputs.items() if k != "text_embedding"}
+    renamed["text_embedding_2"] = outputs["text_embedding"]
+    same = loss(text="text_embedding_2")
+    np.testing.assert_array_equal(same(renamed, batch)[0].total, loss()(outputs, batch)[0].total)
+    weighted = loss(weights="weight")
+    assert {"weight", "text_embedding"} <= set(weighted.couples)
+    shares = [weighted(outputs | {"weight": jnp.eye(6)[i]}, batch)[0].compute() for i in range(6)]
+    weights = jnp.array([0.5, 2.0, 0.0, 1.0, 3.0, 0.25])
+    value = weighted(outputs | {"weight": weights}, batch)[0].compute()
+    np.testing.assert_allclose(value, jnp.stack(shares) @ weights, rtol=1e-6)
+    np.testing.assert_allclose(sum(shares), loss()(outputs, batch)[0].compute(), rtol=1e-6)
+
+
 def test_a_missing_mask_is_all_rows():
     outputs, batch = case()
     np.testing.assert_array_equal(

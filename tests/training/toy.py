@@ -1,7 +1,12 @@
-"""A model with the documented keys and little else."""
+"""A model with the documented keys and little else, and an evaluator of any model."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from big_mm.evaluators import base
 
 
 class Tower(nn.Module):
@@ -36,3 +41,12 @@ class Model(nn.Module):
             "caption_logits": nn.Dense(self.vocab_size, name="head")(words + image[:, None]),
             "logit_scale": jnp.exp(self.param("log_scale", nn.initializers.zeros, ())),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Size(base.Evaluator):
+    """The Euclidean norm of all parameters."""
+
+    def evaluate(self, predictor, step):
+        squares = [float((leaf**2).sum()) for leaf in jax.tree.leaves(predictor.params)]
+        return base.Result({"norm": sum(squares) ** 0.5})
