@@ -117,7 +117,12 @@ class CoCa(nn.Module):
     ) -> Outputs:
         """`image_embedding`, `image_features`, `image_tokens` and `patch_tokens`."""
         tower = self.image(image, patch_mask, train=train)
-        x = tower["tokens"]
+        return self.pool(tower["tokens"]) | {"patch_tokens": tower["patches"]}
+
+    def pool(self, x: Float[Array, "batch tokens width"]) -> Outputs:
+        """`image_embedding`, `image_features` and `image_tokens` of the image tower's tokens, or of
+        some of them: of an image that shows no more.
+        """
         tokens = self.pooler(x)
         if self.pooling == "shared":
             pooled, tokens = tokens[:, 0], tokens[:, 1:]
@@ -128,7 +133,6 @@ class CoCa(nn.Module):
             "image_embedding": unit(embedding),
             "image_features": pooled.astype(jnp.float32),
             "image_tokens": tokens,
-            "patch_tokens": tower["patches"],
         }
 
     def encode_text(
