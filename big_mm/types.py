@@ -64,7 +64,7 @@ class Mean:
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.count + other.count)
 
-    def compute(self) -> Float[Array, ""]:
+    def compute(self) -> Float[Array, "..."]:
         """The mean; zero when nothing was counted."""
         return self.total / jnp.maximum(self.count, 1e-12)
 
