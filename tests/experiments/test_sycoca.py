@@ -89,20 +89,17 @@ def test_true_pixels_are_what_the_tower_sees():
     np.testing.assert_allclose(back * 255, expected, atol=1e-3)
 
 
+@functools.cache
+def outputs(**options):
+    return jax.jit(objective(**options).forward)(params(), {}, BATCH, RNG)
+
+
 def test_at_weight_zero_the_loss_is_cocas():
     mine, coca = objective(weight=0.0), Weighted(model(), TERMS, {"captioning": 2.0})
-
-    def run(objective):
-        return jax.jit(
-            lambda p: jax.value_and_grad(objective.loss, has_aux=True)(p, {}, BATCH, RNG)
-        )
-
-    (value, aux), grads = run(mine)(params())
-    (expected, _), wanted = run(coca)(params())
-    assert float(value) == float(expected)
-    assert float(aux.terms["reconstruction"].compute()) > 0
-    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    terms, _ = mine.terms(outputs(), BATCH, mine.losses)
+    value, _ = jax.jit(coca.loss)(params(), {}, BATCH, RNG)
+    np.testing.assert_allclose(float(mine.scalar(terms)), float(value), rtol=1e-6)
+    assert float(terms["reconstruction"].compute()) > 0
 
 
 def test_the_caption_helps_to_reconstruct():
@@ -136,8 +133,7 @@ def test_the_caption_helps_to_reconstruct():
 
 
 def test_captions_from_the_patches_that_they_are_about():
-    shown, hidden = objective(), objective(caption_mask=sycoca.Mask("irrelevant"))
-    one, other = (jax.jit(o.forward)(params(), {}, BATCH, RNG) for o in (shown, hidden))
+    one, other = outputs(), outputs(caption_mask=sycoca.Mask("irrelevant"))
     assert np.abs(one["caption_logits"] - other["caption_logits"]).max() > 1e-4
     np.testing.assert_array_equal(one["image_embedding"], other["image_embedding"])
     # Two halves: what is hidden from the caption is shown to the reconstruction.
@@ -145,11 +141,11 @@ def test_captions_from_the_patches_that_they_are_about():
     assert one.keys() == other.keys()
 
 
-@pytest.mark.parametrize("pooling", ["parallel", "cascade", "shared"])
+@pytest.mark.parametrize("pooling", ["parallel", "cascade"])
 def test_a_patch_is_embedded_as_an_image_of_one_patch(pooling):
     made = model(pooling)
     patches = jax.random.normal(RNG, (2, 4, tiny.WIDTH))
-    variables = made.init(jax.random.key(1), BATCH)
+    variables = jax.jit(made.init)(jax.random.key(1), BATCH)
     found = made.apply(variables, patches, method="patch_embeddings")
     alone = made.apply(variables, patches[1, 2][None, None], method="pool")["image_embedding"]
     np.testing.assert_allclose(found[1, 2], alone[0], atol=1e-6)
