@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from big_mm.data.contract import Decoding
 from big_mm.data.records import Source
-from big_mm.evaluators import base
+from big_mm.evaluators import base, features
 from big_mm.evaluators.base import About
 from big_mm.evaluators.scoring import Similarity
 from big_mm.metrics import bias, clip_score
@@ -342,8 +342,8 @@ def _embed(
 ) -> tuple[Float[np.ndarray, "image width"], list[str], list[str], list[str]]:
     """Unit embeddings, sets, keys and prompts of the sound records."""
     embeddings, groups, keys, prompts = [], [], [], []
-    for batch in base.examples(evaluator.source, predictor.contract, evaluator.batch_size):
-        embeddings.append(predictor.encode_image(batch["image"]))
+    for batch in features.embedded(predictor, evaluator.source, evaluator.batch_size):
+        embeddings.append(batch["image_embedding"])
         groups += [texts[0] for texts in base.captions_of(batch, evaluator.group)]
         if prompt is not None:
             prompts += [texts[0] for texts in base.captions_of(batch, prompt)]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from big_mm import search
 from big_mm.data.records import Source
-from big_mm.evaluators import base
+from big_mm.evaluators import base, features
 from big_mm.evaluators.base import About
 from big_mm.metrics import hubness, recall
 from big_mm.metrics.recall import Pairs, Ranking
@@ -306,8 +306,8 @@ def _embed(
     embeddings, by_image = [], []
     index: list[int] = []
     keys: list[str] = []
-    for batch in base.examples(source, predictor.contract, how.batch_size, limit):
-        embeddings.append(predictor.encode_image(batch["image"]))
+    for batch in features.embedded(predictor, source, how.batch_size, limit):
+        embeddings.append(batch["image_embedding"])
         rows = base.captions_of(batch, captions or how.captions)
         by_image += [row[: how.captions_per_image] for row in rows]
         index += batch["index"].tolist()

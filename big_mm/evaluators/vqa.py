@@ -171,7 +171,7 @@ class VQA(base.Evaluator):
     answerer: Any = Ranking()
     prompt: str = "question: {} answer: "
     rule: str = "vqa"
-    submission: str | None = None
+    submission: str | None = dataclasses.field(default=None, metadata={files.WRITTEN: True})
     batch_size: int = 64
     limit: int | None = None
 

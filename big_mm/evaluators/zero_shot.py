@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from big_mm.data.records import Source
-from big_mm.evaluators import base, files
+from big_mm.evaluators import base, features, files
 from big_mm.evaluators.base import About
 from big_mm.evaluators.prompts import Differential, Templates
 from big_mm.metrics import recall
@@ -132,10 +132,10 @@ class ZeroShot(base.Evaluator):
         named: list[str | None] = []
         index: list[int] = []
         keys: list[str] = []
-        for batch in base.examples(self.source, predictor.contract, self.batch_size, self.limit):
+        for batch in features.embedded(predictor, self.source, self.batch_size, self.limit):
             if self.label not in batch:
                 raise UserError(f"the records have no {self.label!r}: set the schema's label")
-            embeddings.append(predictor.encode_image(batch["image"]))
+            embeddings.append(batch["image_embedding"])
             labels.append(_numbers(batch[self.label], batch["key"]))
             names = batch.get("class_name", [None] * len(labels[-1]))
             named += [None if name is None else base.first_text(name) for name in names]

@@ -65,13 +65,15 @@ class Oracle(Predictor):
     ):
         object.__setattr__(self, "contract", contract)
         object.__setattr__(self, "mesh", single_device_mesh())
+        object.__setattr__(self, "kept", {})
         object.__setattr__(self, "image_vector", image_vector)
         object.__setattr__(self, "text_vector", text_vector)
         object.__setattr__(self, "says", says)
         object.__setattr__(self, "log_likelihood", log_likelihood)
 
-    def encode_image(self, images):
-        return unit([self.image_vector(number_of(image)) for image in images])
+    def image_outputs(self, images, keys, dtype="float32"):
+        assert (tuple(keys), dtype) == (("image_embedding",), "float32")
+        return {keys[0]: unit([self.image_vector(number_of(image)) for image in images])}
 
     def encode_text(self, texts):
         return unit([self.text_vector(text) for text in texts])
