@@ -172,12 +172,17 @@ class Predictor:
         Raises:
           UserError: a model without text embeddings, or a contract without tokenizer.
         """
+        return self.text_outputs(texts, ("text_embedding",))["text_embedding"]
+
+    def text_outputs(self, texts: Sequence[str], keys: Sequence[str]) -> Outputs:
+        """Outputs (`types.OUTPUTS`) of texts in float32, one row each. Raises as `encode_text`."""
         tokens, token_mask = self.contract.text(texts)
+        program = self._program(programs.text_outputs, keys=tuple(keys))
         return self._collect(
             "texts",
             len(texts),
             lambda at: (tokens[at], token_mask[at]),
-            functools.partial(self._program(programs.encode_text), self.params),
+            functools.partial(program, self.params),
         )
 
     def similarity(

@@ -86,17 +86,25 @@ def extract(
 
 
 def embedded(
-    predictor: Predictor, source: Source, batch_size: int, limit: int | None = None
+    predictor: Predictor,
+    source: Source,
+    batch_size: int,
+    limit: int | None = None,
+    outputs: tuple[str, ...] = ("image_embedding",),
 ) -> Iterator[dict[str, Any]]:
-    """Batches as of `base.examples`, with `image_embedding` in place of `image`.
+    """Batches as of `base.examples`, with `outputs` of the images in place of `image`.
 
-    Pictures that another evaluator has embedded by this predictor are neither decoded nor computed
-    again. A generator that is not exhausted keeps nothing.
+    Embeddings are shared: pictures that another evaluator has embedded by this predictor are
+    neither decoded nor computed again. A generator that is not exhausted keeps nothing.
 
     Raises:
       UserError: as `extract`.
     """
-    request = _Request.of(source, "image_embedding", "label", limit, "float32")
+    if outputs != ("image_embedding",):
+        for batch in base.examples(source, predictor.contract, batch_size, limit):
+            yield batch | predictor.image_outputs(batch.pop("image"), outputs)
+        return
+    request = _Request.of(source, *outputs, "label", limit, "float32")
     if _name(source, request) not in predictor.kept and predictor.features is None:
         yield from _in_memory(predictor, source, request, batch_size)
         return

@@ -75,8 +75,9 @@ class Oracle(Predictor):
         assert (tuple(keys), dtype) == (("image_embedding",), "float32")
         return {keys[0]: unit([self.image_vector(number_of(image)) for image in images])}
 
-    def encode_text(self, texts):
-        return unit([self.text_vector(text) for text in texts])
+    def text_outputs(self, texts, keys):
+        assert tuple(keys) == ("text_embedding",)
+        return {keys[0]: unit([self.text_vector(text) for text in texts])}
 
     def generate(self, images, how: Decoding, *, prefix="", seed=0):
         prefixes = [prefix] * len(images) if isinstance(prefix, str) else prefix
