@@ -299,7 +299,7 @@ def test_compositions_in_the_embedded_world(world, edits):
             "sum": Sum(),
             "rewrite": rewrite,
             "direction": PromptDirection(mapper=rewrite),
-            "still": PromptDirection(scale=0.0, mapper=rewrite),
+            "still": PromptDirection(0.0, 0.0, mapper=rewrite),
         }.items()
     }
     assert scores["image"] == scores["text"] == scores["still"] == 0
@@ -314,10 +314,13 @@ def test_compositions_reduce_to_their_parts(world):
     assert captions == ["a red square", "a green star"]
     assert rewritten == ["a white square", "a red star"]
     image, text = known.embeddings, world.encode_text(rewritten)
+    plain = world.encode_text(captions)
+    shifted, scaled = image + 1.4 * (text - plain), plain + 0.9 * (text - plain)
     for composition, expected in (
-        (PromptDirection(1.0, 1.0, mapper), text),
-        (PromptDirection(0.0, 1.0, mapper), world.encode_text(captions)),
-        (PromptDirection(0.0, 0.0, mapper), image),
+        (PromptDirection(9.0, 1.0, 1.0, mapper), text),
+        (PromptDirection(9.0, 0.0, 1.0, mapper), plain),
+        (PromptDirection(0.0, 9.0, 0.0, mapper), image),
+        (PromptDirection(1.4, 0.9, 0.8, mapper), unit(0.2 * shifted + 0.8 * scaled)),
         (mapper, text),
         (Sum(0.0), image),
         (Sum(1.0, "so "), world.encode_text(["so make it white", "so make it red"])),
