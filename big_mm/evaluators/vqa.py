@@ -212,8 +212,7 @@ class VQA(base.Evaluator):
             if not rows:
                 continue
             here = [question for questions in found for question in questions]
-            prompts = [self.prompt.replace("{}", question.text) for question in here]
-            said = self.answerer(predictor, batch["image"][rows], prompts)
+            said = self.answerer(predictor, batch["image"][rows], self._prompts(here))
             for i in range(min(len(here), _SHOWN - len(shown))):
                 shown.append(_shown(batch["image"][rows[i]], here[i], said[i], self.rule))
             asked_of = {row: len(keys) + n for n, row in enumerate(dict.fromkeys(rows))}
@@ -229,10 +228,14 @@ class VQA(base.Evaluator):
             files.write_json(self.submission, submission(asked, answers))
         metrics = self._scores(asked, answers, np.array(image), len(keys))
         metrics |= {"questions": float(len(asked)), "images": float(len(keys))}
-        protocol = {"prompt": self.prompt, "rule": self.rule} | self.answerer.protocol(predictor)
+        protocol = {"prompt": self.prompt, "rule": self.rule}
+        protocol |= self.answerer.protocol(predictor, self._prompts(asked))
         return base.Result(
             metrics, {"answers": {"kind": "queries", "queries": shown}}, keys, protocol
         )
+
+    def _prompts(self, asked: Sequence[Question]) -> list[str]:
+        return [self.prompt.replace("{}", question.text) for question in asked]
 
     def _questions(self, record: Mapping[str, Any]) -> Sequence[Question]:
         found = self.questions.of(record)
