@@ -33,7 +33,7 @@ import big_mm
 from big_mm import allocator, distributed, report, spec, trees
 from big_mm.data import watch
 from big_mm.data.records import TFRecordSource
-from big_mm.evaluators import suite
+from big_mm.evaluators import Languages, suite
 from big_mm.predictor import Predictor
 from big_mm.report import table
 from big_mm.spec import UserError
@@ -117,6 +117,8 @@ def _data(component: Any) -> str:
         return str([(shard.url, shard.stamp) for shard in component.shards_found()])
     if dataclasses.is_dataclass(component):
         parts = [getattr(component, field.name) for field in dataclasses.fields(component)]
+        if isinstance(component, Languages):  # the files that only its evaluators name
+            parts += component.evaluators.values()
     elif isinstance(component, Mapping):
         parts = list(component.values())
     elif isinstance(component, tuple):

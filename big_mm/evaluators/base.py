@@ -19,13 +19,14 @@ numbers inside training, alone on a checkpoint and in a notebook. Conventions:
 
 import abc
 import base64
+import contextlib
 import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from big_mm.data import pipeline
@@ -37,6 +38,7 @@ from big_mm.spec import UserError
 
 # Pictures larger than this are stored as JPEG.
 _LOSSLESS_PIXELS = 128
+_EMBEDDED = "embeddings of batches"  # among `Predictor.kept`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +151,30 @@ def examples(
                 key: value[rows] if isinstance(value, np.ndarray) else [value[i] for i in rows]
                 for key, value in batch.items()
             }
+
+
+def embed(
+    predictor: Predictor, source: Source, batch: Mapping[str, Any]
+) -> Float32[np.ndarray, "n dim"]:
+    """The embeddings of the pictures of a batch of `examples`."""
+    known = predictor.kept.get(_EMBEDDED)
+    if known is None:
+        return predictor.encode_image(batch["image"])
+    name = id(source), batch["index"].tobytes()
+    if name not in known:
+        # The source is kept too: another one cannot get its id.
+        known[name] = source, predictor.encode_image(batch["image"])
+    return known[name][1]
+
+
+@contextlib.contextmanager
+def embedding_once(predictor: Predictor) -> Iterator[None]:
+    """Within, evaluators that `embed` the same batches of one source share the embeddings."""
+    predictor.kept[_EMBEDDED] = {}
+    try:
+        yield
+    finally:
+        del predictor.kept[_EMBEDDED]
 
 
 def rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -307,7 +307,7 @@ def _embed(
     index: list[int] = []
     keys: list[str] = []
     for batch in base.examples(source, predictor.contract, how.batch_size, limit):
-        embeddings.append(predictor.encode_image(batch["image"]))
+        embeddings.append(base.embed(predictor, source, batch))
         rows = base.captions_of(batch, captions or how.captions)
         by_image += [row[: how.captions_per_image] for row in rows]
         index += batch["index"].tolist()

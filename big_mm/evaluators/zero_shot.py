@@ -135,7 +135,7 @@ class ZeroShot(base.Evaluator):
         for batch in base.examples(self.source, predictor.contract, self.batch_size, self.limit):
             if self.label not in batch:
                 raise UserError(f"the records have no {self.label!r}: set the schema's label")
-            embeddings.append(predictor.encode_image(batch["image"]))
+            embeddings.append(base.embed(predictor, self.source, batch))
             labels.append(_numbers(batch[self.label], batch["key"]))
             names = batch.get("class_name", [None] * len(labels[-1]))
             named += [None if name is None else base.first_text(name) for name in names]

@@ -66,6 +66,7 @@ class Oracle(Predictor):
     ):
         object.__setattr__(self, "contract", contract)
         object.__setattr__(self, "mesh", single_device_mesh())
+        object.__setattr__(self, "kept", {})
         object.__setattr__(self, "image_vector", image_vector)
         object.__setattr__(self, "text_vector", text_vector)
         object.__setattr__(self, "says", says)
