@@ -69,17 +69,19 @@ class VisualGenome:
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """The scene graphs of the embedded world's records: objects, and the background's tone.
+    """The scene graphs of the embedded world's records: objects and background.
 
     Attributes:
       source: records with a scene; the pictures are not looked at.
       scene: their feature with the scene graph.
-      named: what an object is called, from its fields.
+      named, background: what an object and the background are called, from their fields; "" leaves
+        the background out.
     """
 
     source: Source
     scene: str = "scene"
     named: str = "{shape}"
+    background: str = "{tone} background"
 
     def objects(self) -> Mapping[str, frozenset[str]]:
         made = {}
@@ -92,7 +94,8 @@ class Scenes:
                 raise UserError(f"record {record['key']!r} has nothing in {self.scene!r}")
             graph = json.loads(text[0])
             names = [self.named.format(**item) for item in graph["objects"]]
-            names.append(f"{graph['background']['tone']} background")
+            if self.background:
+                names.append(self.background.format(**graph["background"]))
             made[str(record["key"])] = frozenset(names)
         return made
 

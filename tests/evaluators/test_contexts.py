@@ -113,6 +113,7 @@ def test_scene_graphs_of_the_embedded_world():
     for i in (0, 1, 2, 4):
         kinds = {" ".join(kind) for kind in drawn[i].groups()}
         assert found[f"n{i}"] == kinds | {f"{drawn[i].background.tone} background"}
+    assert "background" not in "".join(Scenes(source, background="").objects()["n0"])
     with pytest.raises(UserError, match="record 'n0' has nothing in 'graph'"):
         Scenes(source, "graph").objects()
 
