@@ -33,7 +33,7 @@ import big_mm
 from big_mm import allocator, distributed, exported, report, spec, trees
 from big_mm.data import watch
 from big_mm.data.records import TFRecordSource
-from big_mm.evaluators import files, suite
+from big_mm.evaluators import Languages, files, suite
 from big_mm.interop import reading
 from big_mm.predictor import Predictor
 from big_mm.report import table
@@ -121,6 +121,8 @@ def _data(component: Any) -> str:
     if dataclasses.is_dataclass(component):
         fields = [f for f in dataclasses.fields(component) if not f.metadata.get(files.WRITTEN)]
         parts = [getattr(component, field.name) for field in fields]
+        if isinstance(component, Languages):  # the files that only its evaluators name
+            parts += component.evaluators.values()
     elif isinstance(component, Mapping):
         parts = list(component.values())
     elif isinstance(component, tuple):
