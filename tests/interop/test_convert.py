@@ -13,6 +13,7 @@ from etils import epath
 import big_mm
 from big_mm import mesh, trees
 from big_mm.interop import convert, reading, tensors, timm_trunks
+from big_mm.models import vision
 from big_mm.spec import UserError
 from big_mm.training import init_from
 from tests import tiny
@@ -142,7 +143,7 @@ def test_training_at_another_resolution(tmp_path):
     after = start.apply({"image": {"position_embedding": on_a_device(np.zeros((17, 24)))}})
     found = np.asarray(after["image"]["position_embedding"])
     np.testing.assert_array_equal(found[0], theirs[0])
-    np.testing.assert_allclose(found[1:], init_from.resize_grid(jnp.asarray(theirs[1:]), 16))
+    np.testing.assert_allclose(found[1:], vision.resize_grid(jnp.asarray(theirs[1:]), 16))
     with pytest.raises(UserError, match="is another program's checkpoint; convert it first"):
         init_from.InitFrom(str(given)).apply({})
     without = {"image": {"position_embedding": on_a_device(np.zeros((16, 24)))}}
