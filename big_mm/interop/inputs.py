@@ -32,7 +32,7 @@ RGB = tuple[float, float, float]
 OPENAI_MEAN: RGB = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD: RGB = (0.26862954, 0.26130258, 0.27577711)
 HALF: RGB = (0.5, 0.5, 0.5)
-FAMILIES = ("siglip", "siglip2", "lit", "cappa")
+FAMILIES = ("siglip", "siglip2", "naflex", "lit", "cappa")
 
 # open_clip's names, then ours.
 _CLEAN = {
@@ -225,8 +225,10 @@ def big_vision(family: str, image_size: int, max_len: int, tokenizer: str | None
 
     Args:
       family: one of FAMILIES. "siglip" and "siglip2": `resize(R)|value_range(-1, 1)` and
-        `tokenize(eos="sticky", pad_value=1)`, for Gemma `lower|tok(bos="no", eos="sticky")`; "lit":
-        `bert_tokenize`; "cappa": `tokenize(eos="sticky")`, decoded from a 0.
+        `tokenize(eos="sticky", pad_value=1)`, for Gemma `lower|tok(bos="no", eos="sticky")`;
+        "naflex": as "siglip2", but pictures by `resize_to_sequence`, which antialiases (and keeps
+        fractions of a grey value, which are dropped here); "lit": `bert_tokenize`; "cappa":
+        `tokenize(eos="sticky")`, decoded from a 0.
       max_len: places of a row; "cappa" has its 0 in the first of them.
       tokenizer: the SentencePiece model, for "lit" BERT's vocab.txt.
 
@@ -236,12 +238,12 @@ def big_vision(family: str, image_size: int, max_len: int, tokenizer: str | None
     choose("family", family, FAMILIES)
     contract = {
         "image_size": image_size,
-        "kernel": "tf_bilinear",
+        "kernel": "tf_triangle" if family == "naflex" else "tf_bilinear",
         "rounding": "big_vision",
         "transparency": "drop",
         "max_len": max_len,
         "lowercase": "ascii" if family != "lit" else "casefold",
-        "padding": "attended" if family.startswith("siglip") else "masked",
+        "padding": "masked" if family in ("lit", "cappa") else "attended",
     }
     path = files.find(epath.Path(), tokenizer, ())
     if path is None:
@@ -253,6 +255,7 @@ def big_vision(family: str, image_size: int, max_len: int, tokenizer: str | None
         ids = {
             "siglip": {"pad_id": 1, "bos_id": -1},
             "siglip2": {"bos_id": -1},
+            "naflex": {"bos_id": -1},
             "lit": {"eos_id": -1},
             "cappa": {"bos_id": 0},
         }

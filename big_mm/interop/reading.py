@@ -19,6 +19,7 @@ from big_mm import spec
 from big_mm.interop import (
     architectures,
     big_vision,
+    big_vision_table,
     hugging_face,
     inputs,
     mapping,
@@ -38,7 +39,12 @@ WEIGHTS = {
         "open_clip_pytorch_model.bin",
         "pytorch_model.bin",
     ),
-    HUGGING_FACE: ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+    HUGGING_FACE: (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ),
 }
 
 
@@ -135,11 +141,11 @@ def _hugging_face(
 def _big_vision(tensors: Tensors, says: Mapping[str, Any], tokenizer: str | None) -> Imported:
     tensors = big_vision.parameters(tensors)
     found = big_vision.find(tensors, says)
-    model = found.model
-    side, length = model.image.image_size, model.text.max_len
-    given = inputs.big_vision(found.family, side, length, tokenizer)
-    table = found.table(spec.build(model))
-    return _imported(f"big_vision {found.family}", model, given, table, tensors, ())
+    built = spec.build(found.model)
+    family = big_vision.family(built)
+    given = inputs.big_vision(family, built.image.image_size, found.max_len, tokenizer)
+    table = big_vision_table.table(built, found.layout)
+    return _imported(f"big_vision {family}", found.model, given, table, tensors, ())
 
 
 def _imported(

@@ -6,7 +6,7 @@ library calls the weights inside these parts is a `Names`.
 
 import dataclasses
 
-from big_mm.interop.mapping import OUT, SAME, TRANSPOSED, Codec, Entry, projections
+from big_mm.interop.mapping import FLAT_OUT, OUT, SAME, TRANSPOSED, Codec, Entry, projections
 from big_mm.models.layers import Transformer
 
 
@@ -27,6 +27,7 @@ class Names:
 
     Attributes:
       torch: linear layers are PyTorch's (weight [out, in]); or Flax's (kernel, as ours).
+      flat: Flax's attention kernels have no axis of heads.
       scales: layer scale after attention and after the MLP.
     """
 
@@ -36,6 +37,7 @@ class Names:
     mlp: tuple[str, str]
     scales: tuple[str, str] = ("", "")
     torch: bool = True
+    flat: bool = False
 
 
 def fused(prefix: str) -> Attention:
@@ -91,13 +93,14 @@ class Maker:
     """Makes entries in one library's way.
 
     Attributes:
-      torch: as of `Names`.
+      torch, flat: as of `Names`.
       depth, axis: of the stack that the entries are of, as of `Entry`.
     """
 
     torch: bool = True
     depth: int = 0
     axis: int = 0
+    flat: bool = False
 
     def one(self, ours: str, theirs: str, codec: Codec = SAME) -> list[Entry]:
         """One parameter."""
@@ -110,7 +113,7 @@ class Maker:
 
     def dense(self, ours: str, theirs: str, bias: bool = True) -> list[Entry]:
         """A linear layer."""
-        return self._kernel(ours, theirs, TRANSPOSED) + self._bias(ours, theirs, bias)
+        return self._kernel(ours, theirs, TRANSPOSED, SAME) + self._bias(ours, theirs, bias)
 
     def mlp(self, ours: str, theirs: tuple[str, str], bias: bool = True) -> list[Entry]:
         """Two of them."""
@@ -134,21 +137,21 @@ class Maker:
             if leaf == "kernel" or qkv_bias:
                 # One tensor of three, one of queries and one of the rest, or three.
                 groups = {1: (3,), 2: (1, 2), 3: (1, 1, 1)}[len(names)]
-                codec = projections(rank, groups, self.torch)
+                codec = projections(rank, groups, self.torch, self.flat)
                 paths = tuple(f"{name}/{leaf}" for name in inputs)
                 full = tuple(prefix + name for name in names)
                 entries.append(Entry(paths, full, codec, self.depth, self.axis))
         out = prefix + theirs.out
         return [
             *entries,
-            *self._kernel(f"{ours}/out", out, OUT),
+            *self._kernel(f"{ours}/out", out, OUT, FLAT_OUT if self.flat else SAME),
             *self._bias(f"{ours}/out", out, out_bias),
         ]
 
-    def _kernel(self, ours: str, theirs: str, codec: Codec) -> list[Entry]:
+    def _kernel(self, ours: str, theirs: str, torch: Codec, flax: Codec) -> list[Entry]:
         if self.torch:
-            return self.one(f"{ours}/kernel", f"{theirs}.weight", codec)
-        return self.one(f"{ours}/kernel", f"{theirs}/kernel")
+            return self.one(f"{ours}/kernel", f"{theirs}.weight", torch)
+        return self.one(f"{ours}/kernel", f"{theirs}/kernel", flax)
 
     def _bias(self, ours: str, theirs: str, bias: bool) -> list[Entry]:
         leaf = f"{theirs}.bias" if self.torch else f"{theirs}/bias"
@@ -164,14 +167,14 @@ def block_biases(blocks: Transformer) -> tuple[bool, bool]:
 def stack(
     ours: str, theirs: str, blocks: Transformer, names: Names, *, mlp: str = "mlp", axis: int = 0
 ) -> list[Entry]:
-    """A stack of pre-norm blocks.
+    """A stack of blocks.
 
     Args:
       theirs: prefix of a block's names, its end included, with `{}` for the layer's number; without
         `{}` the layers lie on `axis` of their arrays.
       mlp: what our MLP is called.
     """
-    make, layers = Maker(names.torch, blocks.depth, axis), f"{ours}/layers"
+    make, layers = Maker(names.torch, blocks.depth, axis, names.flat), f"{ours}/layers"
     qkv_bias, out_bias = block_biases(blocks)
     up, down = names.mlp
     entries = [

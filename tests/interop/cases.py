@@ -26,6 +26,7 @@ TOKENS = np.array(
     ],
     np.int32,
 )
+_CAPTIONS = [[18, 5, 7, 19], [18, 3, 19], [18, 11, 2, 3, 4, 5, 19], [18, 6, 10, 8, 9, 19]]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 _VISION = {"image_size": SIZE, "patch_size": 8, "layers": 2, "width": 24, "head_width": 8}
@@ -170,6 +171,7 @@ _CAPPA = {
     "decoder_num_layers": 3,
     "decoder_num_heads": 2,
 }
+_NAFLEX = {**_TOWER, "num_heads": 4, "pool_type": "map"}
 # The arguments of its models: CapPa where it has patches, else two towers.
 BIG_VISION: dict[str, dict[str, Any]] = {
     "siglip": {
@@ -189,8 +191,43 @@ BIG_VISION: dict[str, dict[str, Any]] = {
         "text": {**_TXT, "pool_type": "first"},
         "out_dim": (12, 12),
     },
+    "lit_bert": {
+        "image": {**_IMG, "pool_type": "tok"},
+        "text": {"config": "base"},
+        "text_model": "proj.flaxformer.bert",
+        "out_dim": (None, 16),
+        "bias_init": -2.71,
+    },
+    "rep_size": {
+        "image": {**_IMG, "pool_type": "gap", "rep_size": 12},
+        "text": _TXT,
+        "out_dim": (None, 12),
+    },
+    "naflex": {
+        "image": {**_NAFLEX, "nposemb": 2},
+        "image_model": "proj.image_text.naflex_vit",
+        "text": _TXT,
+        "out_dim": (None, 16),
+        "bias_init": -10.0,
+    },
+    "naflex_resized": {
+        "image": {**_NAFLEX, "nposemb": 3},
+        "image_model": "proj.image_text.naflex_vit",
+        "text": _TXT,
+        "out_dim": (None, 16),
+        "bias_init": -10.0,
+    },
     "cappa": {**_CAPPA, "masked_pred_prob": 0.75, "masking_ratio": 1.0, "decoder_bias": False},
     "cappa_scan": {**_CAPPA, "scan": True},
+}
+# What flaxformer's "base" stands for.
+BERT = {
+    "hidden_size": 16,
+    "intermediate_dim": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": VOCAB,
+    "max_length": 9,
 }
 # Weights with which captions end before they are full.
 SEEDS = {"coca": 177, "coca_parallel": 166, "coca_cascade": 109, "coca_pad_id": 177}
@@ -240,6 +277,12 @@ def array(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 def weights(names: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """All weights of a model, by {name: shape}."""
     return {name: np.asarray(array(name, tuple(shape), seed)) for name, shape in names.items()}
+
+
+def padded(pad_id: int) -> np.ndarray:
+    """[4, length] int32: captions that hold no padding, which is told by its id."""
+    rows = [row + [pad_id] * (LENGTH - len(row)) for row in _CAPTIONS]
+    return np.array(rows, np.int32)
 
 
 def images() -> np.ndarray:

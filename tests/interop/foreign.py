@@ -75,13 +75,15 @@ def hugging_face_names(case: str) -> dict[str, tuple[int, ...]]:
 class Loaded:
     """An imported checkpoint: the model, its parameters, its outputs for the cases' inputs."""
 
-    def __init__(self, path: pathlib.Path, config: str | None = None):
+    def __init__(self, path: pathlib.Path, config: str | None = None, pad_id: int | None = None):
+        """With `pad_id`, for captions whose padding is told by it."""
         self.imported = reading.read(epath.Path(path), config)
         self.model = spec.build(self.imported.components)["model"]
         params = {k: jnp.asarray(v) for k, v in self.imported.params.items()}
         self.variables = {"params": trees.unflatten(params)}
-        self.batch = {"image": jnp.asarray(cases.images()), "tokens": TOKENS}
-        self.batch["token_mask"] = TOKEN_MASK
+        tokens = TOKENS if pad_id is None else jnp.asarray(cases.padded(pad_id))
+        self.batch = {"image": jnp.asarray(cases.images()), "tokens": tokens}
+        self.batch["token_mask"] = TOKEN_MASK if pad_id is None else tokens != pad_id
         self.outputs = jax.jit(self.model.apply)(self.variables, self.batch)
 
     def logits(self) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What big_vision computes with the same weights, we compute: SigLIP, LiT, CapPa."""
+"""What big_vision computes with the same weights, we compute: SigLIP, NaFlex, LiT, CapPa."""
 
 import functools
 import json
@@ -19,6 +19,12 @@ from tests.interop import cases, foreign
 GOLDEN = cases.golden("big_vision")["cases"]
 TWO_TOWERS = [name for name in cases.BIG_VISION if not name.startswith("cappa")]
 CAPPAS = [name for name in cases.BIG_VISION if name.startswith("cappa")]
+# What the shapes do not say.
+CONFIGS = {
+    "lit": {"txt": {"pool_type": "first"}},
+    "lit_bert": {"txt": {"num_heads": 2, "token_len": cases.LENGTH}},
+    "naflex_resized": {"img": {"image_size": cases.SIZE}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +32,15 @@ def loaded(tmp_path_factory):
     @functools.cache
     def load(name: str) -> foreign.Loaded:
         folder, config = tmp_path_factory.mktemp(name), None
-        if name == "lit":
+        if name in CONFIGS:
             config = str(folder / "config.json")
-            (folder / "config.json").write_text(json.dumps({"txt": {"pool_type": "first"}}))
+            (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
         # Beside the parameters, trainers keep the optimizer's state.
         weights = cases.weights(GOLDEN[name]["names"])
         stored = {f"params/{key}": value for key, value in weights.items()}
         np.savez(folder / "checkpoint.npz", **stored, **{"opt/0/count": np.zeros(3, np.int32)})
-        return foreign.Loaded(folder / "checkpoint.npz", config)
+        pad_id = 0 if name == "lit_bert" else None
+        return foreign.Loaded(folder / "checkpoint.npz", config, pad_id)
 
     return load
 
@@ -90,16 +97,18 @@ def test_what_is_not_supported_is_said(tmp_path):
             reading.read(epath.Path(tmp_path / "some.npz"))
         return str(error.value)
 
-    bert = {"txt/BertEncoder_0/embedder/x": np.zeros(2), "img/embedding/kernel": np.zeros(2)}
-    assert "its text tower is BERT" in message(**bert)
     assert "its names begin with head, trunk" in message(
         **{"head/x": np.zeros(2), "trunk/y": [1.0]}
     )
     weights = cases.weights(GOLDEN["siglip"]["names"])
     sincos = {key: value for key, value in weights.items() if key != "img/pos_embedding"}
     assert "there is no img/pos_embedding: fixed positions" in message(**sincos)
-    weights["img/pre_logits/kernel"] = np.zeros((16, 16))
-    assert "img/pre_logits (rep_size) is not supported" in message(**weights)
+    weights["img/patchln_pre/scale"] = np.zeros(16)
+    assert "1 not in the architecture:\n  img/patchln_pre/scale" in message(**weights)
+    bert = cases.weights(GOLDEN["lit_bert"]["names"])
+    assert "give its number of heads as config.txt.num_heads" in message(**bert)
+    del bert["txt/BertEncoder_0/embedder/embedders_position_ids/embedding"]
+    assert "embedders_position_ids/embedding is missing" in message(**bert)
 
 
 def test_cappa_captions_with_its_own_tokenizer(tmp_path):
