@@ -98,7 +98,7 @@ def find(tensors: Tensors, config: Mapping[str, Any]) -> Found:
 
 
 def family(model: DualEncoder | Captioner) -> str:
-    """Which of `inputs.FAMILIES` feeds such a model."""
+    """Which of `big_vision_inputs.FAMILIES` feeds such a model."""
     if isinstance(model, Captioner):
         return "cappa"
     if is_bert(model.text):

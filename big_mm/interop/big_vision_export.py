@@ -120,5 +120,3 @@ def _wrong_captioner(model: Captioner) -> list[str]:
         *_differ("text", text, _TEXT | {"token_types": 0}),
         *_differ("model", model, {"tie_embeddings": False, "head_bias": True}),
     ]
-
-

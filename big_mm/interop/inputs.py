@@ -32,7 +32,6 @@ RGB = tuple[float, float, float]
 OPENAI_MEAN: RGB = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD: RGB = (0.26862954, 0.26130258, 0.27577711)
 HALF: RGB = (0.5, 0.5, 0.5)
-FAMILIES = ("siglip", "siglip2", "naflex", "lit", "cappa")
 
 # open_clip's names, then ours.
 _CLEAN = {
@@ -112,7 +111,7 @@ def _open_clip_text(
     names = (*files.MERGES, *files.JSON) if own else (*files.JSON, *files.SENTENCEPIECE)
     path = files.find(folder, tokenizer, (*names, *files.WORD_PIECES))
     if path is None:
-        return _CLEAN[clean] | {"tokenizer": _none(folder, names)}
+        return _CLEAN[clean] | {"tokenizer": no_tokenizer(folder, names)}
     ids = {"pad_id": 0} if own else {}
     made = files.named(path, **ids)
     if options.get("strip_sep_token"):  # its place is kept, and filled with padding
@@ -142,7 +141,7 @@ def hugging_face(folder: epath.Path, tokenizer: str | None) -> Inputs:
     else:
         names = (*files.JSON, "merges.txt")
         path = files.find(folder, tokenizer, names)
-        contract["tokenizer"] = _hugging_face_clip(path) if path else _none(folder, names)
+        contract["tokenizer"] = _hugging_face_clip(path) if path else no_tokenizer(folder, names)
     return Inputs(spec(Contract, **contract), mean, std)
 
 
@@ -159,7 +158,7 @@ def _siglip_text(folder: epath.Path, tokenizer: str | None) -> dict[str, Any]:
     names = (*files.SENTENCEPIECE[:1], *files.JSON, *files.SENTENCEPIECE[1:])
     path = files.find(folder, tokenizer, names)
     if path is None:
-        return {"tokenizer": _none(folder, names)}
+        return {"tokenizer": no_tokenizer(folder, names)}
     says = files.settings(folder)
     gemma = any(name in str(says.get("tokenizer_class")) for name in ("Siglip2", "Gemma"))
     if says.get("do_lower_case") is False:
@@ -220,56 +219,13 @@ def _hugging_face_pictures(
     return contract, _rgb(mean), _rgb(std)
 
 
-def big_vision(family: str, image_size: int, max_len: int, tokenizer: str | None) -> Inputs:
-    """Of a big_vision checkpoint, which holds parameters only: as its configs and demos feed it.
-
-    Args:
-      family: one of FAMILIES. "siglip" and "siglip2": `resize(R)|value_range(-1, 1)` and
-        `tokenize(eos="sticky", pad_value=1)`, for Gemma `lower|tok(bos="no", eos="sticky")`;
-        "naflex": as "siglip2", but pictures by `resize_to_sequence`, which antialiases (and keeps
-        fractions of a grey value, which are dropped here); "lit": `bert_tokenize`; "cappa":
-        `tokenize(eos="sticky")`, decoded from a 0.
-      max_len: places of a row; "cappa" has its 0 in the first of them.
-      tokenizer: the SentencePiece model, for "lit" BERT's vocab.txt.
-
-    Raises:
-      UserError: an unknown family, or another kind of tokenizer file than the family has.
-    """
-    choose("family", family, FAMILIES)
-    contract = {
-        "image_size": image_size,
-        "kernel": "tf_triangle" if family == "naflex" else "tf_bilinear",
-        "rounding": "big_vision",
-        "transparency": "drop",
-        "max_len": max_len,
-        "lowercase": "ascii" if family != "lit" else "casefold",
-        "padding": "masked" if family in ("lit", "cappa") else "attended",
-    }
-    path = files.find(epath.Path(), tokenizer, ())
-    if path is None:
-        contract["tokenizer"] = _none(None, ("--tokenizer",))
-    else:
-        wanted = "WordPiece" if family == "lit" else "SentencePiece"
-        if (found := files.kind(path).__name__) != wanted:
-            raise UserError(f"{path} is a {found} file; {family} models have a {wanted} one")
-        ids = {
-            "siglip": {"pad_id": 1, "bos_id": -1},
-            "siglip2": {"bos_id": -1},
-            "naflex": {"bos_id": -1},
-            "lit": {"eos_id": -1},
-            "cappa": {"bos_id": 0},
-        }
-        contract["tokenizer"] = files.named(path, **ids[family])
-    return Inputs(spec(Contract, **contract), HALF, HALF)
-
-
 def write_open_clip(folder: epath.Path, contract: Contract, mean: RGB, std: RGB) -> dict[str, Any]:
     """The preprocess_cfg of a contract; writes its tokenizer into the folder.
 
     Warns of the rules that open_clip does not have. `open_clip_text` is the text's side.
     """
     files.write(folder, contract)
-    _warn("open_clip", contract, rounding="torchvision", transparency="drop", resize_size=None)
+    warn_of("open_clip", contract, rounding="torchvision", transparency="drop", resize_size=None)
     return {
         "size": contract.image_size,
         "mode": "RGB",
@@ -312,7 +268,7 @@ def write_hugging_face(folder: epath.Path, contract: Contract, mean: RGB, std: R
     if contract.resize == "pad":
         raise UserError('Hugging Face\'s processors have nothing like resize="pad"')
     files.write(folder, contract)
-    _warn("Hugging Face", contract, rounding="hugging_face", transparency="white")
+    warn_of("Hugging Face", contract, rounding="hugging_face", transparency="white")
     side, inner = contract.image_size, contract.resize_size or contract.image_size
     squash = contract.resize == "squash"
     resample = {ours: number for number, ours in _RESAMPLE.items()}
@@ -343,10 +299,11 @@ def _nearest(program: str, contract: Contract, known: Mapping[str, str]) -> str:
     return names[kernel]
 
 
-def _warn(program: str, contract: Contract, **rules: Any) -> None:
+def warn_of(program: str, contract: Contract, **rules: Any) -> None:
+    """Warns of the rules of a contract that are not the program's."""
     for key, theirs in rules.items():
         if (ours := getattr(contract, key)) != theirs:
-            logging.warning("%s has %s=%r, not %r: pictures may differ", program, key, theirs, ours)
+            logging.warning("%s has %s=%r, not %r: inputs may differ", program, key, theirs, ours)
 
 
 def _named(table: Mapping[str, str], config: Mapping[str, Any], key: str, default: str) -> str:
@@ -378,7 +335,8 @@ def _rgb(values: Any) -> RGB:
     return tuple(float(v) for v in values)
 
 
-def _none(folder: epath.Path | None, names: Any) -> None:
+def no_tokenizer(folder: epath.Path | None, names: Any) -> None:
+    """Warns that none was found or given."""
     where = f"none of {', '.join(names)} in {folder}" if folder else "none was given"
     logging.warning("no tokenizer (%s): the model will take pictures and token ids only", where)
 

@@ -10,8 +10,12 @@ import pytest
 from etils import epath
 
 import big_mm
+from big_mm import spec, trees
 from big_mm.data import tokenizers
-from big_mm.interop import reading
+from big_mm.data.contract import Contract
+from big_mm.interop import convert, reading, writing
+from big_mm.interop.reading import CHECKPOINT
+from big_mm.models import variants
 from big_mm.spec import UserError
 from tests import tiny
 from tests.interop import cases, foreign
@@ -81,6 +85,43 @@ def test_numbered_and_scanned_layers_are_the_same(loaded, tmp_path):
         np.testing.assert_array_equal(found.params[path], value)
 
 
+@pytest.mark.parametrize("name", cases.BIG_VISION)
+def test_what_is_written_is_what_was_read(loaded, tmp_path, name):
+    found, names = loaded(name), GOLDEN[name]["names"]
+    contract = spec.build(found.imported.components)["contract"]
+    params = trees.unflatten(found.imported.params)
+    writing.write_big_vision(tmp_path, found.model, params, contract)
+    stored = {key.removeprefix("params/"): a for key, a in np.load(tmp_path / CHECKPOINT).items()}
+    if "scan" not in name:  # whose layers come out numbered
+        weights = cases.weights(names)
+        assert stored.keys() == weights.keys()
+        for key, value in weights.items():
+            np.testing.assert_array_equal(stored[key], value, strict=True, err_msg=key)
+    again = reading.read(epath.Path(tmp_path))
+    assert again.components == found.imported.components
+    for path, value in found.imported.params.items():
+        np.testing.assert_array_equal(again.params[path], value, err_msg=path)
+
+
+def test_what_big_vision_cannot_express(tmp_path):
+    def message(model, **options):
+        with pytest.raises(UserError) as error:
+            writing.write_big_vision(tmp_path, model.clone(**options), {}, Contract())
+        return str(error.value)
+
+    built = spec.build(variants.clip("B/32"))
+    assert "image.pre_norm=True (needs False)" in message(built)
+    assert "text.pool='eos' (needs 'last', 'first' or 'mean'); projection_bias=" in message(built)
+    built = spec.build(variants.siglip("B/16"))
+    assert "mean=(0.1, 0.1, 0.1) (needs (0.5, 0.5, 0.5))" in message(
+        built, image=built.image.clone(mean=(0.1,) * 3)
+    )
+    hidden = message(built, text_projection_hidden=3)
+    assert hidden.endswith("this model: model.text_projection_hidden=3 (needs 0)")
+    assert "big_vision has no model like CoCa" in message(spec.build(variants.coca("tiny")))
+    assert not list(tmp_path.iterdir())
+
+
 def test_bfloat16_is_widened_exactly(tmp_path):
     weights = cases.weights(GOLDEN["siglip"]["names"])
     halves = {key: value.astype(jnp.bfloat16) for key, value in weights.items()}
@@ -134,3 +175,10 @@ def test_cappa_captions_with_its_own_tokenizer(tmp_path):
         expected[:, i + 1] = np.where(ended, tokenizer.pad_id, logits.argmax(axis=1))
     np.testing.assert_array_equal(tokens, expected)
     assert all(isinstance(text, str) for text in predictor.caption(images))
+    # And back, tokenizer included.
+    config = predictor.contract.describe()
+    source, back = tmp_path / "cappa.npz", tmp_path / "back"
+    convert.convert(source, "big_vision", back, tokenizer=str(file), dtype="bfloat16")
+    again = big_mm.load(back)
+    assert again.contract.describe() == config and again.model == predictor.model
+    assert np.load(back / CHECKPOINT)["params/decoder/LogitsDense/bias"].itemsize == 2

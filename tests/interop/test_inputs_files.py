@@ -15,7 +15,7 @@ from big_mm.data import subwords
 from big_mm.data.contract import Contract
 from big_mm.data.subwords import ClipBPE, TokenizerJson, WordPiece
 from big_mm.data.tokenizers import SentencePiece
-from big_mm.interop import inputs, tokenizer_files
+from big_mm.interop import big_vision_inputs, inputs, tokenizer_files
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
 
@@ -224,11 +224,11 @@ def test_models_whose_rows_no_contract_has(folder):
     refuse("tokenizer_mode", golden.open_clip, folder, tokenizer_mode="clips")
     refuse("tokenizer_type", golden.open_clip, folder, tokenizer_type="tiktoken")
     refuse("'upper' is none of lower", golden.open_clip, folder, "upper")
-    refuse("'blip' is none of siglip", inputs.big_vision, "blip", 8, 16, None)
+    refuse("'blip' is none of siglip", big_vision_inputs.read, "blip", 8, 16, None)
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     path = str(folder / "vocab.txt")
-    refuse("is a WordPiece file; siglip", inputs.big_vision, "siglip", 8, 16, path)
-    refuse("no tokenizer file at", inputs.big_vision, "siglip", 8, 16, str(folder / "absent"))
+    refuse("is a WordPiece file; siglip", big_vision_inputs.read, "siglip", 8, 16, path)
+    refuse("no tokenizer file at", big_vision_inputs.read, "siglip", 8, 16, str(folder / "absent"))
 
 
 @pytest.mark.interop
@@ -259,7 +259,7 @@ def test_a_missing_package_is_named(folder, monkeypatch):
 
 
 def test_without_a_tokenizer_there_is_a_warning(folder, caplog):
-    made = inputs.big_vision("siglip", 8, 64, None)
+    made = big_vision_inputs.read("siglip", 8, 64, None)
     assert made.contract.tokenizer is None and "no tokenizer" in caplog.text
     assert golden.open_clip(folder, clean="whitespace").tokenizer is None
 
