@@ -18,6 +18,7 @@ from typing import Any
 
 import ml_collections
 
+from big_mm.interop import tables
 from big_mm.interop.big_vision_table import (
     BERT_BLOCK,
     BERT_EMBEDDINGS,
@@ -25,7 +26,6 @@ from big_mm.interop.big_vision_table import (
     TEXT,
     Layout,
     Stack,
-    is_bert,
 )
 from big_mm.interop.settings import Settings
 from big_mm.interop.tensors import Tensors
@@ -101,7 +101,7 @@ def family(model: DualEncoder | Captioner) -> str:
     """Which of `big_vision_inputs.FAMILIES` feeds such a model."""
     if isinstance(model, Captioner):
         return "cappa"
-    if is_bert(model.text):
+    if tables.is_bert(model.text):
         return "lit"
     if model.image.position_grid:
         return "naflex"

@@ -4,7 +4,6 @@ from typing import Any
 
 from big_mm.interop import tables
 from big_mm.interop.big_vision import TEXT_POOLS
-from big_mm.interop.big_vision_table import is_bert
 from big_mm.interop.inputs import HALF
 from big_mm.models.captioner import Captioner
 from big_mm.models.dual_encoder import DualEncoder
@@ -47,7 +46,7 @@ def config_of(model: Any, max_len: int) -> dict[str, Any]:
         return {}
     image, text = model.image, model.text
     img: dict[str, Any] = {"image_size": image.image_size, "pool_type": _POOLS[image.pool]}
-    if is_bert(text):
+    if tables.is_bert(text):
         return {"img": img, "txt": {"num_heads": text.blocks.heads, "token_len": max_len}}
     return {"img": img, "txt": {"pool_type": text.pool}}
 
@@ -81,7 +80,7 @@ def _wrong_image(image: VisionTransformer) -> list[str]:
 
 
 def _wrong_two_towers(model: DualEncoder) -> list[str]:
-    wrong = _wrong_bert(model.text) if is_bert(model.text) else _wrong_text(model.text)
+    wrong = _wrong_bert(model.text) if tables.is_bert(model.text) else _wrong_text(model.text)
     wrong += _differ("model", model, {"text_projection_hidden": 0})
     image_bias, text_bias = model.projection_bias, model.text_projection_bias
     if model.image_projection and not image_bias:

@@ -64,11 +64,6 @@ class Layout:
     positions: str = "pos_embedding"
 
 
-def is_bert(text: TextTransformer) -> bool:
-    """Whether the text tower is flaxformer's, not big_vision's own."""
-    return text.blocks.norm == "post"
-
-
 def table(model: DualEncoder | Captioner, layout: Layout) -> list[Entry]:
     """The table of a model."""
     return (_cappa if isinstance(model, Captioner) else _two_towers)(model, layout)
@@ -77,7 +72,7 @@ def table(model: DualEncoder | Captioner, layout: Layout) -> list[Entry]:
 def _two_towers(model: DualEncoder, layout: Layout) -> list[Entry]:
     make = tables.Maker(torch=False)
     entries = _image("img/", model.image, layout)
-    entries += _bert(model.text) if is_bert(model.text) else _text(model.text, layout.text)
+    entries += _bert(model.text) if tables.is_bert(model.text) else _text(model.text, layout.text)
     entries += make.one("temperature/log_scale", "t", ONE_AXIS)
     entries += make.dense("image_head", "img/head") if model.image_projection else []
     entries += make.dense("text_head", "txt/head") if model.text_projection else []

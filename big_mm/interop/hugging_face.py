@@ -247,15 +247,19 @@ def _wrong(model: DualEncoder, kind: str, eos_id: int | None) -> list[str]:
     text_bias = model.text_projection_bias
     biased = model.projection_bias if text_bias is None else text_bias
     blocks = {"use_bias": True, "norm_bias": True, "layer_scale": 0.0, "cross_attention": False}
+    blocks |= {"norm": "pre"}
     vision = {"position": "learned", "cls_position": True, "registers": 0, "pool": "cls"}
     vision |= {"norm_after_pool": False, "pre_norm": clip, "patch_bias": not clip}
+    vision |= {"position_grid": 0, "rep_size": 0}
     vision |= {} if clip else {"cls_token": False, "pool": "map"}
     needed = [
         ("image.blocks", model.image.blocks, blocks),
         ("text.blocks", model.text.blocks, blocks),
         ("image", model.image, vision),
-        ("text", model.text, {"causal": clip}),
+        ("text", model.text, {"causal": clip, "token_types": 0}),
+        ("text", model.text, {"position_offset": 0, "rep_size": 0}),
         ("model", model, {"image_projection": clip, "text_projection": True}),
+        ("model", model, {"text_projection_hidden": 0}),
     ]
     wrong = [
         f"{name}.{key}={getattr(part, key)!r} (needs {value!r})"

@@ -109,9 +109,13 @@ def _open_clip_text(
     clean = options.get("clean") or ("lower" if own else "whitespace")
     choose("text_cfg.tokenizer_kwargs.clean", clean, _CLEAN)
     names = (*files.MERGES, *files.JSON) if own else (*files.JSON, *files.SENTENCEPIECE)
+    if bert := text.get("hf_model_name"):
+        names = files.JSON
     path = files.find(folder, tokenizer, (*names, *files.WORD_PIECES))
     if path is None:
         return _CLEAN[clean] | {"tokenizer": no_tokenizer(folder, names)}
+    if bert:
+        files.require_bert(path)
     ids = {"pad_id": 0} if own else {}
     made = files.named(path, **ids)
     if options.get("strip_sep_token"):  # its place is kept, and filled with padding

@@ -8,6 +8,7 @@ import dataclasses
 
 from big_mm.interop.mapping import FLAT_OUT, OUT, SAME, TRANSPOSED, Codec, Entry, projections
 from big_mm.models.layers import Transformer
+from big_mm.models.text import TextTransformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,18 @@ FLAX = Names(
     "LayerNorm_1",
     ("MlpBlock_0/Dense_0", "MlpBlock_0/Dense_1"),
     torch=False,
+)
+
+
+BERT = Names(
+    "attention.output.LayerNorm",
+    Attention(
+        tuple(f"attention.self.{x}.weight" for x in ("query", "key", "value")),
+        tuple(f"attention.self.{x}.bias" for x in ("query", "key", "value")),
+        "attention.output.dense",
+    ),
+    "output.LayerNorm",
+    ("intermediate.dense", "output.dense"),
 )
 
 
@@ -189,6 +202,25 @@ def stack(
         for name, scale in zip(("attention", mlp), names.scales, strict=True):
             entries += make.one(f"{layers}/{name}_layer_scale", theirs + scale)
     return entries
+
+
+def is_bert(text: TextTransformer) -> bool:
+    """Whether a text tower is BERT or RoBERTa, which other programs keep apart from their own."""
+    return text.blocks.norm == "post"
+
+
+def bert(theirs: str, text: TextTransformer) -> list[Entry]:
+    """Hugging Face's BERT or RoBERTa as text tower."""
+    make, embeddings = Maker(), f"{theirs}embeddings."
+    entries = [
+        *make.one("text/embedding", f"{embeddings}word_embeddings.weight"),
+        *make.one("text/position_embedding", f"{embeddings}position_embeddings.weight"),
+        *make.one("text/type_embedding", f"{embeddings}token_type_embeddings.weight"),
+        *make.norm("text/norm", f"{embeddings}LayerNorm"),
+        *stack("text/blocks", f"{theirs}encoder.layer.{{}}.", text.blocks, BERT),
+    ]
+    pooler = make.dense("text/pre_logits", f"{theirs}pooler.dense") if text.rep_size else []
+    return entries + pooler
 
 
 def map_pooler(

@@ -167,7 +167,7 @@ def _facts(image: VisionTransformer) -> tuple[Any, ...]:
         tables.block_biases(blocks),
         (image.image_size, image.patch_size, image.position, image.pool, image.registers),
         (image.cls_token or image.pool == "cls", image.pre_norm, image.patch_bias),
-        image.norm_after_pool,
+        (image.norm_after_pool, image.rep_size, image.position_grid, blocks.norm),
     )
 
 

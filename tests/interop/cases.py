@@ -70,6 +70,14 @@ _SIGLIP = {
         "act_kwargs": {"approximate": "tanh"},
     },
 }
+
+
+def _bert(kind: str, proj: str | None = "mlp", pooler: str = "mean_pooler", **top: Any) -> Any:
+    named = {"hf_model_name": f"golden-{kind}", "hf_model_pretrained": False}
+    how = {"hf_proj_type": proj, "hf_pooler_type": pooler, "context_length": LENGTH}
+    return {**_CLIP, **top, "text_cfg": {**named, **how}}
+
+
 OPEN_CLIP: dict[str, dict[str, Any]] = {
     "clip": _CLIP,
     "quick_gelu": _with(_CLIP, quick_gelu=True),
@@ -104,6 +112,9 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
     "registers": _with(
         _SIGLIP, vision=_trunk("vit_golden_patch8_reg4_gap_16", timm_pool="avg", timm_proj="")
     ),
+    "bert": _bert("bert", embed_dim=12, proj="linear", pooler="cls_pooler"),
+    "bert_alone": _bert("bert", embed_dim=16, proj=None, pooler="cls_last_hidden_state_pooler"),
+    "roberta": _bert("roberta", embed_dim=12, quick_gelu=True),
     "timm_clip": _with(
         _CLIP,
         custom_text=True,
@@ -115,6 +126,35 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
         vision_cfg=_trunk("vit_golden_patch8_gap_16", timm_pool="avg", timm_proj="linear"),
     ),
 }
+_BERT = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+# What the names of the tiny text towers stand for, in Hugging Face's words and in those of
+# `text_towers`.
+TEXT_TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "golden-bert": (
+        {"model_type": "bert", "max_position_embeddings": 9, **_BERT},
+        {"vocab_size": VOCAB, "max_len": 9},
+    ),
+    "golden-roberta": (
+        {
+            "model_type": "xlm-roberta",
+            "max_position_embeddings": 12,
+            "pad_token_id": 1,
+            "type_vocab_size": 1,
+            "layer_norm_eps": 1e-5,
+            **_BERT,
+        },
+        {"vocab_size": VOCAB, "max_len": 10, "roberta": True},
+    ),
+}
+TEXT_TOWERS = {name: (theirs, {"size": "golden", **o}) for name, (theirs, o) in TEXT_TOWERS.items()}
+# In `variants.TOWERS`.
+SIZES = {"golden": (16, 2, 2, 64)}
 _HF_TEXT = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -277,6 +317,12 @@ def array(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 def weights(names: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """All weights of a model, by {name: shape}."""
     return {name: np.asarray(array(name, tuple(shape), seed)) for name, shape in names.items()}
+
+
+def pad_id(config: dict[str, Any]) -> int | None:
+    """By which the text tower of an open_clip config tells padding; None: it does not."""
+    name = config["text_cfg"].get("hf_model_name")
+    return None if name is None else TEXT_TOWERS[name][0].get("pad_token_id", 0)
 
 
 def padded(pad_id: int) -> np.ndarray:

@@ -8,17 +8,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import safetensors.numpy
 from etils import epath
 
 from big_mm import decoding, programs, spec, trees
-from big_mm.interop import hugging_face, mapping, open_clip, open_clip_table, reading
+from big_mm.interop import (
+    hugging_face,
+    mapping,
+    open_clip,
+    open_clip_table,
+    reading,
+    text_towers,
+    timm_trunks,
+)
 from big_mm.losses import captioning, contrastive
+from big_mm.models import variants
 from tests.interop import cases
 
 TOKENS = jnp.asarray(cases.TOKENS)
 # What is not padding: all up to the last id that is none.
 TOKEN_MASK = jnp.asarray(np.cumsum(cases.TOKENS[:, ::-1] != 0, axis=1)[:, ::-1] > 0)
+
+
+def register_tiny_towers(patch: pytest.MonkeyPatch) -> None:
+    """Makes our tables know the tiny towers by name."""
+    for name, (_, ours) in cases.TRUNKS.items():
+        patch.setitem(timm_trunks.TRUNKS, name, timm_trunks.Trunk(**ours))
+    for name, (_, ours) in cases.TEXT_TOWERS.items():
+        patch.setitem(text_towers.TOWERS, name, text_towers.Tower(**ours))
+    for name, sizes in cases.SIZES.items():
+        patch.setitem(variants.TOWERS, name, sizes)
 
 
 def open_clip_folder(

@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import pathlib
 import sys
+import tempfile
 import unittest.mock
 from typing import Any
 
@@ -62,9 +63,18 @@ def open_clip() -> dict[str, Any]:
     for name, config in cases.OPEN_CLIP.items():
         arguments = json.loads(json.dumps(config))
         kind = CoCa if "multimodal_cfg" in config else CLIP
-        kind = CustomTextCLIP if arguments.pop("custom_text", False) and kind is CLIP else kind
-        model = loaded(kind(**arguments), cases.SEEDS.get(name, 0))
-        made[name] = {"names": cases.digest(shapes(model)), **open_clip_outputs(model)}
+        bert = (pad_id := cases.pad_id(config)) is not None
+        custom = arguments.pop("custom_text", False) or bert
+        kind = CustomTextCLIP if custom and kind is CLIP else kind
+        with tempfile.TemporaryDirectory() as folder:
+            if bert:
+                said, _ = cases.TEXT_TOWERS[config["text_cfg"]["hf_model_name"]]
+                pathlib.Path(folder, "config.json").write_text(json.dumps(said))
+                arguments["text_cfg"]["hf_model_name"] = folder
+            model = loaded(kind(**arguments), cases.SEEDS.get(name, 0))
+        tokens = cases.padded(pad_id) if bert else cases.TOKENS
+        found = open_clip_outputs(model, tokens=tokens)
+        made[name] = {"names": cases.digest(shapes(model)), **found}
     return {"versions": versions("open_clip_torch", "timm", "torch", "transformers"), "cases": made}
 
 
@@ -182,12 +192,14 @@ def register_trunks(timm: Any) -> None:
         register_model(make)
 
 
-def open_clip_outputs(model: Any, mean: Any = cases.MEAN, std: Any = cases.STD) -> dict[str, Any]:
+def open_clip_outputs(
+    model: Any, mean: Any = cases.MEAN, std: Any = cases.STD, tokens: np.ndarray = cases.TOKENS
+) -> dict[str, Any]:
     """Embeddings, logits, losses and captions."""
     import torch
     from open_clip.loss import ClipLoss, CoCaLoss, SigLipLoss
 
-    images, tokens = torch.tensor(cases.pixels(mean, std)), torch.tensor(cases.TOKENS).long()
+    images, tokens = torch.tensor(cases.pixels(mean, std)), torch.tensor(tokens).long()
     with torch.no_grad():
         if hasattr(model, "text_decoder"):
             out = model(images, tokens)

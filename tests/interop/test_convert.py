@@ -12,7 +12,7 @@ from etils import epath
 
 import big_mm
 from big_mm import mesh, trees
-from big_mm.interop import convert, reading, tensors, timm_trunks
+from big_mm.interop import convert, reading, tensors
 from big_mm.models import vision
 from big_mm.spec import UserError
 from big_mm.training import init_from
@@ -21,9 +21,8 @@ from tests.interop import cases, foreign
 
 
 @pytest.fixture(autouse=True)
-def tiny_trunks(monkeypatch):
-    for name, (_, ours) in cases.TRUNKS.items():
-        monkeypatch.setitem(timm_trunks.TRUNKS, name, timm_trunks.Trunk(**ours))
+def tiny_towers(monkeypatch):
+    foreign.register_tiny_towers(monkeypatch)
 
 
 def stored(folder: pathlib.Path) -> dict[str, np.ndarray]:

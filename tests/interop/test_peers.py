@@ -30,12 +30,11 @@ def peers():
 
 
 @pytest.fixture
-def tiny_trunks(peers, monkeypatch):
+def tiny_towers(peers, monkeypatch):
     import timm
 
     make_golden.register_trunks(timm)
-    for name, (_, ours) in cases.TRUNKS.items():
-        monkeypatch.setitem(timm_trunks.TRUNKS, name, timm_trunks.Trunk(**ours))
+    foreign.register_tiny_towers(monkeypatch)
 
 
 def test_every_config_of_open_clip_is_the_same_architecture_or_refused(peers):
@@ -158,7 +157,7 @@ def registers():
 
 
 @pytest.mark.parametrize("made", [clip, coca, timm_siglip, registers])
-def test_open_clip_computes_the_same_of_what_we_write(peers, tiny_trunks, tmp_path, made):
+def test_open_clip_computes_the_same_of_what_we_write(peers, tiny_towers, tmp_path, made):
     model, ours = written(tmp_path, made(), "open_clip")
     theirs = peers.create_model(f"local-dir:{tmp_path}").eval()
     found = make_golden.open_clip_outputs(theirs, model.image.mean, model.image.std)
