@@ -185,7 +185,7 @@ def lit(
     """LiT as a `DualEncoder` (arXiv:2111.07991): BERT beside an image tower that is to be frozen,
     into whose space it leads. The options are the dual encoder's.
     """
-    image = vision(name, image_size=image_size, pool="cls")
+    image = vision(name, image_size=image_size, pool="cls", cls_position=False)
     return spec(
         DualEncoder,
         image=image,

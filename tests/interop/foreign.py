@@ -92,18 +92,23 @@ def hugging_face_names(case: str) -> dict[str, tuple[int, ...]]:
     return mapping.expected(table, mapping.shapes_of(model))
 
 
+def batch(pad_id: int | None = None) -> dict[str, jax.Array]:
+    """The cases' inputs; with `pad_id`, captions whose padding is told by it."""
+    tokens = TOKENS if pad_id is None else jnp.asarray(cases.padded(pad_id))
+    token_mask = TOKEN_MASK if pad_id is None else tokens != pad_id
+    return {"image": jnp.asarray(cases.images()), "tokens": tokens, "token_mask": token_mask}
+
+
 class Loaded:
     """An imported checkpoint: the model, its parameters, its outputs for the cases' inputs."""
 
     def __init__(self, path: pathlib.Path, config: str | None = None, pad_id: int | None = None):
-        """With `pad_id`, for captions whose padding is told by it."""
+        """`pad_id` as in `batch`."""
         self.imported = reading.read(epath.Path(path), config)
         self.model = spec.build(self.imported.components)["model"]
         params = {k: jnp.asarray(v) for k, v in self.imported.params.items()}
         self.variables = {"params": trees.unflatten(params)}
-        tokens = TOKENS if pad_id is None else jnp.asarray(cases.padded(pad_id))
-        self.batch = {"image": jnp.asarray(cases.images()), "tokens": tokens}
-        self.batch["token_mask"] = TOKEN_MASK if pad_id is None else tokens != pad_id
+        self.batch = batch(pad_id)
         self.outputs = jax.jit(self.model.apply)(self.variables, self.batch)
 
     def logits(self) -> jax.Array:
