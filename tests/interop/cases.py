@@ -115,6 +115,10 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
     "bert": _bert("bert", embed_dim=12, proj="linear", pooler="cls_pooler"),
     "bert_alone": _bert("bert", embed_dim=16, proj=None, pooler="cls_last_hidden_state_pooler"),
     "roberta": _bert("roberta", embed_dim=12, quick_gelu=True),
+    "biomed": {
+        **_bert("bert", embed_dim=12, pooler="cls_last_hidden_state_pooler"),
+        "vision_cfg": _trunk("vit_golden_patch8_16", timm_pool="", timm_proj="linear"),
+    },
     "timm_clip": _with(
         _CLIP,
         custom_text=True,
@@ -288,6 +292,7 @@ TRUNKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"pool": "avg", "registers": 4, "layer_scale": 1e-5, "fc_norm": True},
     ),
+    "vit_golden_patch8_16": ({"global_pool": "token"}, {"pool": "token"}),
     "vit_golden_patch8_clip_16": (
         {"pre_norm": True, "global_pool": "token"},
         {"pool": "token", "clip": True},
