@@ -43,6 +43,7 @@ _CLEAN = {
 _RESIZE_MODES = {"shortest": "crop", "longest": "pad", "squash": "squash"}
 _INTERPOLATIONS = {"bicubic": "bicubic", "bilinear": "triangle", "random": "bicubic"}
 _CLIP_SIZE = 49_408
+_CHINESE_LENGTH = 52
 # Pillow's numbers.
 _RESAMPLE = {2: "triangle", 3: "bicubic"}
 
@@ -124,7 +125,8 @@ def _open_clip_text(
 
 
 def hugging_face(folder: epath.Path, tokenizer: str | None) -> Inputs:
-    """Of a Hugging Face CLIP, SigLIP or SigLIP 2 directory, as transformers 5 reads it.
+    """Of a Hugging Face CLIP, SigLIP or SigLIP 2 directory, as transformers 5 reads it. Texts of
+    Chinese CLIP have 52 tokens, as in its authors' program; transformers leaves the length open.
 
     Args:
       folder: with config.json, preprocessor_config.json (or processor_config.json) and tokenizer
@@ -142,6 +144,8 @@ def hugging_face(folder: epath.Path, tokenizer: str | None) -> Inputs:
     contract["padding"] = "attended" if siglip else "masked"
     if siglip:
         contract |= _siglip_text(folder, tokenizer)
+    elif config.get("model_type") == "chinese_clip":
+        contract |= _chinese_text(folder, tokenizer, contract["max_len"])
     else:
         names = (*files.JSON, "merges.txt")
         path = files.find(folder, tokenizer, names)
@@ -155,6 +159,17 @@ def _hugging_face_clip(path: epath.Path) -> ml_collections.ConfigDict:
         pad_id = subwords.ClipBPE(str(path)).id_of(pad)
         return spec(subwords.ClipBPE, path=str(path), pad_id=pad_id, normalize=True)
     return files.named(path)
+
+
+def _chinese_text(folder: epath.Path, tokenizer: str | None, longest: int) -> dict[str, Any]:
+    names = (*files.JSON, *files.WORD_PIECES)
+    path = files.find(folder, tokenizer, names)
+    if path is None:
+        made = no_tokenizer(folder, names)
+    else:
+        files.require_bert(path)
+        made = files.named(path)
+    return {"max_len": min(_CHINESE_LENGTH, longest), "tokenizer": made}
 
 
 def _siglip_text(folder: epath.Path, tokenizer: str | None) -> dict[str, Any]:
@@ -217,7 +232,7 @@ def _hugging_face_pictures(
         "kernel": _RESAMPLE[resample],
         "transparency": "white",
     }
-    clip = name.startswith("CLIP")
+    clip = name.startswith(("CLIP", "ChineseCLIP"))
     mean = says.get("image_mean") or (OPENAI_MEAN if clip else HALF)
     std = says.get("image_std") or (OPENAI_STD if clip else HALF)
     return contract, _rgb(mean), _rgb(std)

@@ -191,6 +191,12 @@ _HF_SIGLIP = {
 HUGGING_FACE: dict[str, dict[str, Any]] = {
     "clip": _HF_CLIP,
     "clip_legacy_eos": _with_text(_HF_CLIP, eos_token_id=2, hidden_act="gelu", layer_norm_eps=1e-3),
+    "chinese_clip": {
+        "model_type": "chinese_clip",
+        "projection_dim": 12,
+        "text_config": {**_HF_TEXT, "max_position_embeddings": 9, "pad_token_id": 0},
+        "vision_config": {**_HF_VISION, "projection_dim": 12},
+    },
     "siglip": _HF_SIGLIP,
     "siglip2": {
         **_HF_SIGLIP,
@@ -325,7 +331,9 @@ def weights(names: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def pad_id(config: dict[str, Any]) -> int | None:
-    """By which the text tower of an open_clip config tells padding; None: it does not."""
+    """By which the text tower of a config tells padding; None: it does not."""
+    if "model_type" in config:
+        return 0 if config["model_type"] == "chinese_clip" else None
     name = config["text_cfg"].get("hf_model_name")
     return None if name is None else TEXT_TOWERS[name][0].get("pad_token_id", 0)
 

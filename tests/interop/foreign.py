@@ -66,10 +66,11 @@ def hugging_face_folder(
     folder: pathlib.Path, config: dict[str, Any], weights: dict[str, np.ndarray]
 ) -> pathlib.Path:
     """A directory as transformers saves it."""
-    clip = config["model_type"] == "clip"
+    clip = "siglip" not in config["model_type"]
     half = (0.5, 0.5, 0.5)
     size = {"height": cases.SIZE, "width": cases.SIZE}
-    kind = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}[config["model_type"]]
+    kinds = {"clip": "CLIP", "chinese_clip": "ChineseCLIP"}
+    kind = kinds.get(config["model_type"], config["model_type"].capitalize())
     pictures = {"image_processor_type": f"{kind}ImageProcessor"}
     if kind == "Siglip2":
         pictures |= {"max_num_patches": 4, "patch_size": 8, "resample": 2}

@@ -79,12 +79,13 @@ def open_clip() -> dict[str, Any]:
 
 
 def hugging_face() -> dict[str, Any]:
-    """CLIP, SigLIP and SigLIP 2 of transformers."""
+    """CLIP, Chinese CLIP, SigLIP and SigLIP 2 of transformers."""
     tolerate_missing_torchvision_operators()
     import torch
     import transformers
 
-    kinds = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}
+    kinds = {"clip": "CLIP", "chinese_clip": "ChineseCLIP"}
+    kinds |= {"siglip": "Siglip", "siglip2": "Siglip2"}
     made = {}
     for name, config in cases.HUGGING_FACE.items():
         arguments = json.loads(json.dumps(config))
@@ -92,7 +93,8 @@ def hugging_face() -> dict[str, Any]:
         build = getattr(transformers, f"{kind}Model")
         model = loaded(build(getattr(transformers, f"{kind}Config")(**arguments)))
         half = (0.5, 0.5, 0.5)
-        pictures = torch.tensor(cases.pixels() if kind == "CLIP" else cases.pixels(half, half))
+        clip = kind.endswith("CLIP")
+        pictures = torch.tensor(cases.pixels() if clip else cases.pixels(half, half))
         given = {"pixel_values": pictures}
         if kind == "Siglip2":
             size = config["vision_config"]["patch_size"]
@@ -101,7 +103,9 @@ def hugging_face() -> dict[str, Any]:
             side = torch.tensor([[cases.SIZE // size] * 2] * len(pictures))
             given = {"pixel_values": patches, "spatial_shapes": side}
             given["pixel_attention_mask"] = torch.ones(patches.shape[:2], dtype=torch.int32)
-        tokens = torch.tensor(cases.TOKENS).long()
+        pad_id = cases.pad_id(config)
+        tokens = torch.tensor(cases.TOKENS if pad_id is None else cases.padded(pad_id)).long()
+        given |= {} if pad_id is None else {"attention_mask": tokens != pad_id}
         with torch.no_grad():
             out = model(input_ids=tokens, return_loss=True, **given)
         made[name] = {

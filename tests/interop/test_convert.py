@@ -290,7 +290,9 @@ def test_new_parts_of_towers_are_not_dropped_in_silence(tmp_path):
     assert "none of the names known here has width=16, depth=2" in message("open_clip", unknown)
     last = bert.clone(text=bert.text.clone(pool="last"))
     assert "text.pool='last' (needs 'first' or 'mean')" in message("open_clip", last)
-    assert "text.blocks.norm='post' (needs 'pre')" in message("hugging_face", bert)
+    assert "text.rep_size=16 (needs 0)" in message("hugging_face", bert)
+    siglip = bert.clone(image=bert.image.clone(pool="map"))
+    assert "text.blocks.norm='post' (needs 'pre')" in message("hugging_face", siglip)
     assert not list(tmp_path.iterdir())
 
 

@@ -13,6 +13,7 @@ from big_mm import spec, trees
 from big_mm.data.contract import Contract
 from big_mm.interop import (
     architectures,
+    hugging_face,
     mapping,
     open_clip,
     open_clip_table,
@@ -218,16 +219,23 @@ def without_end(captions):
     return [[id for id in row if id != cases.EOS][: cases.LENGTH - 1] for row in captions]
 
 
-@pytest.mark.parametrize("made", [clip, siglip])
+def chinese_clip():
+    return hugging_face.model_spec(cases.HUGGING_FACE["chinese_clip"], "config")
+
+
+@pytest.mark.parametrize("made", [clip, siglip, chinese_clip])
 def test_transformers_computes_the_same_of_what_we_write(peers, tmp_path, made):
     transformers = pytest.importorskip("transformers")
     import torch
 
-    model, ours = written(tmp_path, made(), "hugging_face")
+    pad_id = {chinese_clip: 0}.get(made)
+    model, ours = written(tmp_path, made(), "hugging_face", pad_id)
     theirs = transformers.AutoModel.from_pretrained(tmp_path).eval()
     pixels = torch.tensor(cases.pixels(model.image.mean, model.image.std))
+    tokens = torch.tensor(cases.TOKENS if pad_id is None else cases.padded(pad_id)).long()
+    mask = {} if pad_id is None else {"attention_mask": tokens != pad_id}
     with torch.no_grad():
-        found = theirs(pixel_values=pixels, input_ids=torch.tensor(cases.TOKENS).long())
+        found = theirs(pixel_values=pixels, input_ids=tokens, **mask)
     np.testing.assert_allclose(found.image_embeds, ours["image_embedding"], atol=1e-5)
     np.testing.assert_allclose(found.text_embeds, ours["text_embedding"], atol=1e-5)
 
