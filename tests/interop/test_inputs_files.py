@@ -231,6 +231,40 @@ def test_models_whose_rows_no_contract_has(folder):
     refuse("no tokenizer file at", big_vision_inputs.read, "siglip", 8, 16, str(folder / "absent"))
 
 
+def test_files_of_which_berts_rows_cannot_be_made(folder):
+    config = {"text_cfg": {"hf_model_name": "xlm-roberta-base", "hf_tokenizer_name": "x"}}
+
+    def refused(message, path):
+        refuse(message, inputs.open_clip, config, folder, str(path))
+        (folder / "config.json").write_text(json.dumps({"model_type": "chinese_clip"}))
+        (folder / "preprocessor_config.json").write_text(
+            json.dumps({"size": {"height": 8, "width": 8}, "do_center_crop": False})
+        )
+        refuse(message, inputs.hugging_face, folder, str(path))
+
+    # XLM-RoBERTa shifts its ids by one.
+    (folder / "sentencepiece.bpe.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    refused("is a SentencePiece file; BERT and RoBERTa", folder / "sentencepiece.bpe.model")
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nDog\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+    refused("is of a cased BERT, which is read from its tokenizer.json", folder / "vocab.txt")
+
+
+@pytest.mark.interop
+def test_texts_of_chinese_clip(folder):
+    text = {"max_position_embeddings": 512, "vocab_size": 21_128}
+    config = {"model_type": "chinese_clip", "text_config": text}
+    (folder / "config.json").write_text(json.dumps(config))
+    pictures = {"size": {"height": 8, "width": 8}, "do_center_crop": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n一\n只\n狗\ndog\n")
+    contract = spec.build(inputs.hugging_face(folder, None).contract)
+    tokens, token_mask = contract.text(["一只狗 DOG", ""])
+    assert tokens.shape == (2, 52)
+    assert tokens[0, :7].tolist() == [2, 4, 5, 6, 7, 3, 0]
+    assert token_mask.sum(axis=1).tolist() == [6, 2]
+
+
 @pytest.mark.interop
 def test_tokenizer_files_that_are_none(folder):
     path = folder / "file"
