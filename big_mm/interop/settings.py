@@ -25,6 +25,11 @@ class Settings:
         value = self._values.get(key)
         return default if value is None else value
 
+    def is_null(self, key: str) -> bool:
+        """Whether it is there and null."""
+        self._known.add(key)
+        return key in self._values and self._values[key] is None
+
     def need(self, key: str) -> Any:
         """The value, which must be there."""
         self._known.add(key)
