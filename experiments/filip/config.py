@@ -9,6 +9,7 @@ the same model with one embedding an image and a text.
 
 from big_mm.similarity import Cosine
 from big_mm.spec import choose, spec
+from configs import quickstart
 from experiments import base
 from experiments.filip.localisation import PointingGame
 from experiments.filip.similarity import LateInteraction, TokenDualEncoder
@@ -22,11 +23,10 @@ def get_config(arg="filip"):
     similarity = spec(SIMILARITIES[arg])
     config = base.clip(TokenDualEncoder)
     config.objective.losses.contrastive.similarity = similarity
-    for kinds in ("", "_unseen"):
-        config.evaluators[f"retrieval{kinds}"].similarity = similarity
-        del config.evaluators[f"zero_shot{kinds}"]
-        test = base.quickstart.source(
-            base.quickstart.DATA, f"test{kinds or '_seen'}", extra=("scene", "mask")
-        )
-        config.evaluators[f"pointing{kinds}"] = spec(PointingGame, source=test)
+    for kinds in ("seen", "unseen"):
+        suffix = "" if kinds == "seen" else f"_{kinds}"
+        for name in ("retrieval", "zero_shot"):
+            config.evaluators[f"{name}{suffix}"].similarity = similarity
+        test = quickstart.source(quickstart.DATA, f"test_{kinds}", extra=("scene", "mask"))
+        config.evaluators[f"pointing{suffix}"] = spec(PointingGame, source=test)
     return config
