@@ -5,6 +5,7 @@ from typing import Any
 from big_mm.interop import tables
 from big_mm.interop.big_vision import TEXT_POOLS
 from big_mm.interop.inputs import HALF
+from big_mm.interop.settings import differ
 from big_mm.models.captioner import Captioner
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.models.layers import Transformer
@@ -51,16 +52,8 @@ def config_of(model: Any, max_len: int) -> dict[str, Any]:
     return {"img": img, "txt": {"pool_type": text.pool}}
 
 
-def _differ(name: str, part: Any, needed: dict[str, Any]) -> list[str]:
-    return [
-        f"{name}.{key}={getattr(part, key)!r} (needs {value!r})"
-        for key, value in needed.items()
-        if getattr(part, key) != value
-    ]
-
-
 def _wrong_blocks(name: str, blocks: Transformer, **needed: Any) -> list[str]:
-    wrong = _differ(name, blocks, _BLOCKS | _BIASED | needed)
+    wrong = differ(name, blocks, _BLOCKS | _BIASED | needed)
     if tables.block_biases(blocks) != (True, True):
         wrong.append(f"{name}.qkv_bias or out_bias=False (needs True)")
     return wrong
@@ -71,7 +64,7 @@ def _wrong_image(image: VisionTransformer) -> list[str]:
     needed |= {"patch_bias": True, "mean": HALF, "std": HALF}
     if image.position_grid:
         needed |= {"cls_token": False, "ragged": False}
-    wrong = _wrong_blocks("image.blocks", image.blocks) + _differ("image", image, needed)
+    wrong = _wrong_blocks("image.blocks", image.blocks) + differ("image", image, needed)
     if image.position_grid and image.pool == "cls":
         wrong.append("image.pool='cls' (needs 'gap' or 'map', as image.position_grid is not 0)")
     if image.cls_token and image.pool in ("gap", "map"):
@@ -81,7 +74,7 @@ def _wrong_image(image: VisionTransformer) -> list[str]:
 
 def _wrong_two_towers(model: DualEncoder) -> list[str]:
     wrong = _wrong_bert(model.text) if tables.is_bert(model.text) else _wrong_text(model.text)
-    wrong += _differ("model", model, {"text_projection_hidden": 0})
+    wrong += differ("model", model, {"text_projection_hidden": 0})
     image_bias, text_bias = model.projection_bias, model.text_projection_bias
     if model.image_projection and not image_bias:
         wrong.append("projection_bias=False (needs True)")
@@ -92,7 +85,7 @@ def _wrong_two_towers(model: DualEncoder) -> list[str]:
 
 def _wrong_text(text: TextTransformer) -> list[str]:
     needed = _TEXT | {"causal": False, "mask_padding": False, "token_types": 0}
-    wrong = _wrong_blocks("text.blocks", text.blocks) + _differ("text", text, needed)
+    wrong = _wrong_blocks("text.blocks", text.blocks) + differ("text", text, needed)
     # Its mean is of padding too, and only towers that read padding are for that.
     if text.pool not in TEXT_POOLS:
         wrong.append(f"text.pool={text.pool!r} (needs 'last', 'first' or 'mean')")
@@ -102,7 +95,7 @@ def _wrong_text(text: TextTransformer) -> list[str]:
 def _wrong_bert(text: TextTransformer) -> list[str]:
     blocks = _wrong_blocks("text.blocks", text.blocks, norm="post", norm_eps=1e-12)
     needed = _TEXT | {"causal": False, "mask_padding": True, "pool": "first"}
-    wrong = blocks + _differ("text", text, needed)
+    wrong = blocks + differ("text", text, needed)
     if not text.token_types:
         wrong.append("text.token_types=0 (needs 2, as BERT has)")
     return wrong
@@ -114,8 +107,8 @@ def _wrong_captioner(model: Captioner) -> list[str]:
     blocks |= {"norm_bias": text.blocks.use_bias}
     needed: dict[str, Any] = {"pool": "none", "ragged": False, "position_grid": 0}
     return [
-        *_differ("image", image, needed),
-        *_differ("text.blocks", text.blocks, blocks),
-        *_differ("text", text, _TEXT | {"token_types": 0}),
-        *_differ("model", model, {"tie_embeddings": False, "head_bias": True}),
+        *differ("image", image, needed),
+        *differ("text.blocks", text.blocks, blocks),
+        *differ("text", text, _TEXT | {"token_types": 0}),
+        *differ("model", model, {"tie_embeddings": False, "head_bias": True}),
     ]

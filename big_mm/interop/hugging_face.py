@@ -15,7 +15,7 @@ from absl import logging
 
 from big_mm.interop import tables
 from big_mm.interop.mapping import ONE_AXIS, Entry, patches
-from big_mm.interop.settings import Settings, nearest
+from big_mm.interop.settings import Settings, differ, nearest
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.models.layers import Transformer
 from big_mm.models.text import TextTransformer
@@ -294,12 +294,7 @@ def _wrong(model: DualEncoder, kind: str, eos_id: int | None) -> list[str]:
         ("model", model, {"image_projection": clip, "text_projection": True}),
         ("model", model, {"text_projection_hidden": 0}),
     ]
-    wrong = [
-        f"{name}.{key}={getattr(part, key)!r} (needs {value!r})"
-        for name, part, values in needed
-        for key, value in values.items()
-        if getattr(part, key) != value
-    ]
+    wrong = [text for entry in needed for text in differ(*entry)]
     for name, part in (("image", model.image.blocks), ("text", model.text.blocks)):
         if tables.block_biases(part) != (True, True):
             wrong.append(f"{name}.blocks.qkv_bias or out_bias=False (needs True)")

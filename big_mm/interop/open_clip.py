@@ -205,9 +205,11 @@ def _timm_projection(section: Settings) -> tuple[bool, bool]:
 
 def _bert(section: Settings, name: str) -> Config:
     """A tower of Hugging Face's; what it is says its name."""
-    made = text_towers.tower(name).spec()
-    # By default the mean.
-    pool = section.only("hf_pooler_type", *_BERT_POOLS)
+    known = text_towers.tower(name)
+    made, pool = known.spec(), section.only("hf_pooler_type", *_BERT_POOLS)
+    # Silence means the mean, null what is usual for the kind.
+    if section.is_null("hf_pooler_type") and not known.roberta:
+        pool = "cls_last_hidden_state_pooler"
     made.pool = _BERT_POOLS[pool]
     if pool == "cls_pooler":
         made.rep_size = made.blocks.width

@@ -6,6 +6,7 @@ from typing import Any
 from big_mm.interop import tables, text_towers, timm_trunks
 from big_mm.interop.open_clip import EPSILON
 from big_mm.interop.open_clip_table import layout_of
+from big_mm.interop.settings import differ
 from big_mm.models.coca import CoCa
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.models.layers import Transformer
@@ -59,17 +60,9 @@ def config_of(model: Any, eos_id: int | None = None) -> dict[str, Any]:
     return config
 
 
-def _differ(name: str, part: Any, needed: dict[str, Any]) -> list[str]:
-    return [
-        f"{name}.{key}={getattr(part, key)!r} (needs {value!r})"
-        for key, value in needed.items()
-        if getattr(part, key) != value
-    ]
-
-
 def _wrong_blocks(name: str, blocks: Transformer) -> list[str]:
     needed = {"use_bias": True, "norm_bias": True, "cross_attention": False, "self_mlp": False}
-    wrong = _differ(name, blocks, needed)
+    wrong = differ(name, blocks, needed)
     if tables.block_biases(blocks)[1] is False:
         wrong.append(f"{name}.out_bias=False (needs True)")
     return wrong
@@ -78,12 +71,12 @@ def _wrong_blocks(name: str, blocks: Transformer) -> list[str]:
 def _wrong_towers(model: DualEncoder | CoCa) -> list[str]:
     wrong = _wrong_blocks("image.blocks", model.image.blocks)
     wrong += _wrong_blocks("text.blocks", model.text.blocks)
-    wrong += _differ("image.blocks", model.image.blocks, {"norm": "pre"})
-    wrong += _differ("image", model.image, {"position": "learned", "position_grid": 0})
-    wrong += _differ("image", model.image, {"rep_size": 0})
+    wrong += differ("image.blocks", model.image.blocks, {"norm": "pre"})
+    wrong += differ("image", model.image, {"position": "learned", "position_grid": 0})
+    wrong += differ("image", model.image, {"rep_size": 0})
     if not tables.is_bert(model.text):
         own = {"token_types": 0, "position_offset": 0, "rep_size": 0}
-        wrong += _differ("text", model.text, own)
+        wrong += differ("text", model.text, own)
     if tables.block_biases(model.text.blocks)[0] is False:
         wrong.append("text.blocks.qkv_bias=False (needs True)")
     return wrong
@@ -93,7 +86,7 @@ def _wrong_dual_encoder(model: DualEncoder, eos_id: int | None) -> list[str]:
     wrong, text = _wrong_towers(model), model.text
     if tables.is_bert(text):
         return wrong + _wrong_bert(model)
-    wrong += _differ("model", model, {"text_projection_hidden": 0})
+    wrong += differ("model", model, {"text_projection_hidden": 0})
     if text.pool not in ("argmax", "eos", "first", "last"):
         wrong.append(f"text.pool={text.pool!r} (needs 'argmax', 'eos', 'first' or 'last')")
     if text.pool == "eos" and text.eos_id is None and eos_id is None:
@@ -121,7 +114,7 @@ def _wrong_bert(model: DualEncoder) -> list[str]:
 def _wrong_coca(model: CoCa) -> list[str]:
     wrong, decoder = _wrong_towers(model), model.decoder
     for name, blocks in (("text.blocks", model.text.blocks), ("decoder", decoder)):
-        wrong += _differ(name, blocks, {"norm": "pre"})
+        wrong += differ(name, blocks, {"norm": "pre"})
     norms = ("query", "output") if model.pooling == "shared" else ("query", "context")
     needed = [
         ("image", model.image, {"cls_token": True, "patch_bias": False, "registers": 0}),
@@ -135,7 +128,7 @@ def _wrong_coca(model: CoCa) -> list[str]:
     elif model.image.blocks.width != decoder.width:
         wrong.append(f"image.blocks.width={model.image.blocks.width} (needs {decoder.width})")
     for name, part, values in needed:
-        wrong += _differ(name, part, values)
+        wrong += differ(name, part, values)
     quick = "quick_gelu" in (model.image.blocks.activation, model.text.blocks.activation)
     if decoder.activation != (activation := "quick_gelu" if quick else "gelu_exact"):
         wrong.append(f"decoder.activation={decoder.activation!r} (needs {activation!r})")

@@ -72,7 +72,9 @@ _SIGLIP = {
 }
 
 
-def _bert(kind: str, proj: str | None = "mlp", pooler: str = "mean_pooler", **top: Any) -> Any:
+def _bert(
+    kind: str, proj: str | None = "mlp", pooler: str | None = "mean_pooler", **top: Any
+) -> Any:
     named = {"hf_model_name": f"golden-{kind}", "hf_model_pretrained": False}
     how = {"hf_proj_type": proj, "hf_pooler_type": pooler, "context_length": LENGTH}
     return {**_CLIP, **top, "text_cfg": {**named, **how}}
@@ -113,7 +115,7 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
         _SIGLIP, vision=_trunk("vit_golden_patch8_reg4_gap_16", timm_pool="avg", timm_proj="")
     ),
     "bert": _bert("bert", embed_dim=12, proj="linear", pooler="cls_pooler"),
-    "bert_alone": _bert("bert", embed_dim=16, proj=None, pooler="cls_last_hidden_state_pooler"),
+    "bert_alone": _bert("bert", embed_dim=16, proj=None, pooler=None),
     "roberta": _bert("roberta", embed_dim=12, quick_gelu=True),
     "biomed": {
         **_bert("bert", embed_dim=12, pooler="cls_last_hidden_state_pooler"),
