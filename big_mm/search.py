@@ -5,6 +5,8 @@ keeps the best candidates of every query in float32, tile after tile, so that no
 similarities exists. The host scores the candidates in float64 and sorts them. A query whose order
 could depend on a candidate that float32 left out (the last one is within the rounding error) is
 ranked by the host alone; so the result is `recall.rank`'s on any backend and number of devices.
+
+`rank_by` does the same for similarities that are no inner product of two vectors.
 """
 
 import functools
@@ -14,17 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from big_mm import mesh as mesh_lib
 from big_mm.metrics import recall
 from big_mm.metrics.recall import Ranking, Relevance
+from big_mm.spec import UserError
 
 # Candidates beyond k: neighbours that float32 may exchange with the k-th.
 _SLACK = 16
 # Similarities at a time on a device, and vectors' components at a time on the host.
 _TILE, _QUERIES = 2**14, 2**10
 _HOST = 2**25
+# (some queries, some items) -> the score of each pair, which depends on that pair alone.
+Score = Callable[[PyTree, PyTree], Float[Array, "query item"]]
+
 # Columns of which one maximum is taken before the largest are sought.
 _GROUP = 64
 
@@ -67,6 +73,68 @@ def rank(
         if len(row):
             indices[row] = recall.rank(queries[row], gallery, relevance.take(row), k).indices
     return Ranking(indices, relevance.of(indices), positives)
+
+
+def rank_by(
+    score: Score,
+    queries: PyTree,
+    gallery: PyTree,
+    relevance: Relevance,
+    k: int = 10,
+    mesh: Mesh | None = None,
+    tile: int = 64,
+) -> tuple[Ranking, Int[np.ndarray, " query"]]:
+    """The k items of the highest score of each query, and the rank, from 1, of its first right one.
+
+    The devices share the queries; equal scores are ordered as `recall.rank` orders them.
+
+    Args:
+      queries, gallery: arrays of one row a query, and one an item.
+      tile: queries on a device, and items, whose scores are computed at once.
+
+    Raises:
+      UserError: a score is not finite, as those of a diverged model.
+      ValueError: a query has no right item.
+    """
+    mesh = mesh or mesh_lib.MeshConfig().make()
+    count, items = (len(jax.tree.leaves(side)[0]) for side in (queries, gallery))
+    positives, k = recall.check_relevance(relevance, items), min(k, items)
+    indices, first = np.empty((count, k), np.int64), np.empty(count, np.int64)
+    step = tile * mesh_lib.batch_devices(mesh)
+    spread, everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+    program = jax.jit(score, out_shardings=everywhere)
+    for start in range(0, count, step):
+        rows = slice(start, min(start + step, count))
+        asked = _block(queries, rows, step, spread)
+        scores = []
+        for offset in range(0, items, tile):
+            columns = slice(offset, min(offset + tile, items))
+            found = program(asked, _block(gallery, columns, tile, everywhere))
+            scores.append(found[: rows.stop - start, : columns.stop - offset])
+        found = np.concatenate(jax.device_get(scores), axis=1)
+        if not np.isfinite(found).all():
+            raise UserError("similarities are not finite: the model has diverged")
+        right = relevance.tile(rows, slice(0, items))
+        keys = recall.keys(found, ~right, np.arange(items))
+        lowest = np.iinfo(np.int64).min
+        ahead = keys > keys.max(axis=1, where=right, initial=lowest, keepdims=True)
+        first[rows] = 1 + ahead.sum(axis=1)
+        best = np.sort(np.partition(keys, -k, axis=1)[:, -k:], axis=1)
+        indices[rows] = recall.items_of(best[:, ::-1])
+    return Ranking(indices, relevance.of(indices), positives), first
+
+
+def _block(side: PyTree, rows: slice, count: int, sharding: jax.sharding.Sharding) -> PyTree:
+    """Some rows on the devices, and the first one again up to `count`."""
+    numbers = np.arange(rows.start, rows.start + count)
+    numbers[numbers >= rows.stop] = rows.start
+
+    def place(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(
+            (count, *x.shape[1:]), sharding, lambda index: x[numbers[index[0]]]
+        )
+
+    return jax.tree.map(place, side)
 
 
 def nearest(

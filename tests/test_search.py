@@ -1,5 +1,6 @@
 """The search on devices is the host's ranking, whatever the devices, tiles and ties."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,6 +8,7 @@ from big_mm import search
 from big_mm.mesh import MeshConfig, single_device_mesh
 from big_mm.metrics import recall
 from big_mm.metrics.recall import Pairs, SameId
+from big_mm.spec import UserError
 
 
 @pytest.fixture(autouse=True, params=[36, 240], ids=["narrow", "grouped"])
@@ -81,3 +83,36 @@ def test_only_doubtful_queries_are_the_hosts(monkeypatch):
     monkeypatch.setattr(recall, "rank", lambda q, *rest: seen.append(len(q)) or host(q, *rest))
     search.rank(gallery[95:101], gallery, SameId(np.arange(6), np.arange(500) % 6), 3)
     assert seen == [1]
+
+
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": 2, "tensor": 2}, None], ids=str)
+def test_any_score_is_ranked_as_its_whole_matrix(mesh):
+    """Late interaction of token sequences, among them equal ones."""
+    rng = np.random.default_rng(3)
+    queries = {"tokens": rng.integers(-2, 3, size=(50, 3, 2)).astype(np.float32)}
+    gallery = {"tokens": rng.integers(-2, 3, size=(701, 4, 2)).astype(np.float32)}
+
+    def score(queries, items):
+        pairs = jnp.einsum("qad,ibd->qiab", queries["tokens"], items["tokens"])
+        return pairs.max(axis=3).sum(axis=2)
+
+    relevance = SameId(np.arange(50), np.arange(701) % 50)
+    made = single_device_mesh() if mesh is None else MeshConfig(**mesh).make()
+    ranking, first = search.rank_by(score, queries, gallery, relevance, 9, made, tile=37)
+    whole = np.asarray(score(queries, gallery))
+    right = relevance.tile(slice(0, 50), slice(0, 701))
+    for row in range(50):
+        order = sorted(range(701), key=lambda i: (-whole[row, i], right[row, i], i))
+        assert ranking.indices[row].tolist() == order[:9]
+        assert first[row] == 1 + next(p for p, i in enumerate(order) if right[row, i])
+    np.testing.assert_array_equal(ranking.right, relevance.of(ranking.indices))
+
+
+def test_a_diverged_model_has_no_ranking():
+    vectors, relevance = np.full((3, 2), np.nan), SameId(np.arange(3), np.arange(3))
+    with pytest.raises(UserError, match="diverged"):
+        search.rank_by(lambda q, i: q @ i.T, vectors, vectors, relevance)
+    with pytest.raises(ValueError, match="query 2 has no right item"):
+        search.rank_by(
+            lambda q, i: q @ i.T, vectors, vectors[:2], SameId(np.arange(3), np.arange(2))
+        )

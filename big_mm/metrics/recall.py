@@ -182,11 +182,20 @@ def check(
     for name, vectors in (("query", queries), ("gallery", gallery)):
         if not np.isfinite(vectors).all():
             raise UserError(f"{name} embeddings are not finite: the model has diverged")
+    return check_relevance(relevance, len(gallery))
+
+
+def check_relevance(relevance: Relevance, items: int) -> Int[np.ndarray, " query"]:
+    """The number of right items of each query in a gallery of `items`.
+
+    Raises:
+      ValueError: a query has no right item, or there are too many items to number.
+    """
     positives = relevance.counts()
     if not positives.all():
         raise ValueError(f"query {int(np.argmin(positives))} has no right item in the gallery")
-    if len(gallery) > _INDEX_MASK:
-        raise ValueError(f"a gallery of {len(gallery)} items exceeds {_INDEX_MASK}")
+    if items > _INDEX_MASK:
+        raise ValueError(f"a gallery of {items} items exceeds {_INDEX_MASK}")
     return positives
 
 

@@ -55,6 +55,8 @@ class VisionTransformer(nn.Module):
       any_size: other square images are seen too (local crops, another resolution), by positions
         resized to their grid; "sincos2d" computes those of their grid.
       position: "learned" or fixed "sincos2d".
+      position_grid: side of the grid of learned positions, which is resized to the image's as
+        NaFlex does it (arXiv:2502.14786); 0 has them as they are.
       mean, std: what pixels in 0..1 are normalised with, by channel.
       pool: "none"; "gap", the mean of the patches; "cls", a learned token in front of them; "map",
         attentional pooling by one query.
@@ -68,6 +70,8 @@ class VisionTransformer(nn.Module):
       pre_norm: a norm before the first block, as CLIP has.
       patch_bias: CLIP's patch embedding has none.
       mask_token: a learned embedding that stands in for masked patches (arXiv:2106.08254).
+      rep_size: width of a linear layer with tanh behind the pooling (arXiv:2010.11929, section
+        3.1); 0 for none.
     """
 
     blocks: Transformer
@@ -76,6 +80,7 @@ class VisionTransformer(nn.Module):
     ragged: bool = False
     any_size: bool = False
     position: str = "learned"
+    position_grid: int = 0
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     pool: str = "none"
@@ -87,6 +92,7 @@ class VisionTransformer(nn.Module):
     pre_norm: bool = False
     patch_bias: bool = True
     mask_token: bool = False
+    rep_size: int = 0
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size and not self.ragged:
@@ -97,7 +103,16 @@ class VisionTransformer(nn.Module):
         choose("pool", self.pool, POOLS)
         if self.cls_tokens < 1:
             raise UserError(f"cls_tokens={self.cls_tokens} must be at least 1: cls_token=False")
+        if self.position_grid and self.position != "learned":
+            raise UserError(f"position_grid={self.position_grid} needs position='learned'")
+        if self.rep_size and self.pool == "none":
+            raise UserError(f"image: rep_size={self.rep_size} needs a pool, which is 'none'")
         super().__post_init__()
+
+    @property
+    def output_width(self) -> int:
+        """Of `pooled`."""
+        return self.rep_size or self.blocks.width
 
     @nn.compact
     def __call__(
@@ -108,7 +123,7 @@ class VisionTransformer(nn.Module):
         train: bool = False,
     ) -> dict[str, Array]:
         """`tokens` [batch, patches (+ cls in front), width], normed; `cls` and `patches`, the two
-        apart; `pooled` [batch, width] unless pool is "none".
+        apart; `pooled` [batch, output_width] unless pool is "none".
 
         Args:
           image: values in 0..255 of any number type.
@@ -145,10 +160,13 @@ class VisionTransformer(nn.Module):
         norm = self._norm("norm")
         tokens = norm(x)
         out = {"tokens": tokens, "cls": tokens[:, :cls], "patches": tokens[:, cls:]}
-        if self.pool != "none" and self.norm_after_pool:
-            out["pooled"] = norm(self._pooled(x, cls))
-        elif self.pool != "none":
-            out["pooled"] = self._pooled(tokens, cls)
+        if self.pool != "none":
+            after = self.norm_after_pool
+            pooled = norm(self._pooled(x, cls)) if after else self._pooled(tokens, cls)
+            if self.rep_size:
+                dense = nn.Dense(self.rep_size, dtype=blocks.dtype, name="pre_logits")
+                pooled = nn.tanh(dense(pooled))
+            out["pooled"] = pooled
         return out
 
     def _grid(self, image: Array) -> int:
@@ -183,7 +201,8 @@ class VisionTransformer(nn.Module):
         if self.position == "sincos2d":
             # The learned tokens need no fixed position.
             return jnp.asarray(sincos2d(grid, grid, self.blocks.width))
-        own, stored = cls_tokens * self.cls_position, self.image_size // self.patch_size
+        own = cls_tokens * self.cls_position
+        stored = self.position_grid or self.image_size // self.patch_size
         shape = (own + stored * stored, self.blocks.width)
         table = self.param("position_embedding", nn.initializers.normal(0.02), shape)
         if stored == grid:
