@@ -118,8 +118,8 @@ def test_masked_patches_are_not_seen():
     plain, seen = jax.jit(tiny.vision().apply), jnp.zeros_like(mask)
     for found in (run(variables, IMAGE), run(variables, IMAGE, seen)):
         np.testing.assert_array_equal(found["tokens"], plain(variables, IMAGE)["tokens"])
-    token = variables["params"]["mask_token"]
-    other = {"params": {**variables["params"], "mask_token": token + 1}}
+    token = jax.random.normal(jax.random.key(1), (tiny.WIDTH,))
+    other = {"params": {**variables["params"], "mask_token": token}}
     changed = np.abs(run(other, IMAGE, mask)["tokens"] - run(variables, IMAGE, mask)["tokens"])
     assert changed.max() > 1e-3
     with pytest.raises(UserError, match="a patch_mask needs a tower with mask_token=True"):
