@@ -27,6 +27,18 @@ def patchify(
     return image.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
 
 
+def mask_lowest(
+    scores: Float[Array, "batch patches"], share: float
+) -> Bool[Array, "batch patches"]:
+    """True for this share of each image's patches (rounded, at least one), those that score lowest.
+
+    The same number in every image, of equal patches the first; random scores mask random patches.
+    """
+    count = max(1, round(share * scores.shape[1]))
+    ranks = jnp.argsort(jnp.argsort(scores, axis=1), axis=1)
+    return ranks < count
+
+
 def sincos2d(rows: int, columns: int, width: int) -> Float[np.ndarray, "patches width"]:
     """Fixed positions: sines and cosines of x and y at width / 4 frequencies (MoCo v3's form)."""
     if width % 4:

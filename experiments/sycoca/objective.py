@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from big_mm.models.vision import VisionTransformer, patchify
+from big_mm.models.vision import VisionTransformer, mask_lowest, patchify
 from big_mm.objectives.base import Weighted
 from big_mm.spec import UserError, choose
 from big_mm.types import Batch, Mean, Outputs
@@ -36,13 +36,10 @@ class Mask:
         self, relevance: Float[Array, "batch patches"], rng: Array
     ) -> Bool[Array, "batch patches"]:
         if self.patches == "random":
-            relevance = jax.random.uniform(rng, relevance.shape)
-        elif self.patches == "irrelevant":
-            relevance = -relevance
-        count = max(1, round(self.ratio * relevance.shape[1]))
-        # Ranks, not a threshold: of equal patches no more than `count` are masked.
-        ranks = jnp.argsort(jnp.argsort(-relevance, axis=1), axis=1)
-        return ranks < count
+            scores = jax.random.uniform(rng, relevance.shape)
+        else:
+            scores = relevance if self.patches == "irrelevant" else -relevance
+        return mask_lowest(scores, self.ratio)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,25 +1,21 @@
 """TIPS: two captions, local crops and masked patches, against an EMA teacher (arXiv:2410.16512).
 
+    make scenes
     python -m big_mm.ablate --config experiments/tips/config.py --workdir runs/tips
 
-Three arms: "tips"; "captions", without self-distillation; "clip", with the alt-text alone, of which
-three in ten are another picture's. Scored by a linear probe of the patches, and by retrieval.
+`tips` is all of it, `captions` without self-distillation, `clip` has the alt-text alone. The
+alt-text of three pictures in ten is another's; the full caption is sound.
 """
 
 import ml_collections
 
 from big_mm.data.noise import Mismatched
-from big_mm.data.transforms import (
-    ChooseCaption,
-    Decode,
-    RandomResizedCrop,
-    Resize,
-    Tokenize,
-    Views,
-)
+from big_mm.data.transforms import ChooseCaption, Decode, RandomResizedCrop, Resize, Tokenize, Views
 from big_mm.evaluators import SegmentationProbe, masks
 from big_mm.losses import contrastive
+from big_mm.models.dual_encoder import DualEncoder
 from big_mm.objectives.base import Weighted
+from big_mm.similarity import Cosine
 from big_mm.spec import choose, spec
 from configs import quickstart
 from experiments import base
@@ -31,53 +27,49 @@ IMAGE_SIZE, PATCH_SIZE, LOCAL_SIZE, MAX_LEN = 40, 8, 16, 36
 CROP = {"size": LOCAL_SIZE, "scale": (0.05, 0.4)}
 
 
-def get_config(arm: str = "tips") -> ml_collections.ConfigDict:
-    choose("arm", arm, VARIANTS)
-    config = base.clip()
+def get_config(arg: str = "tips") -> ml_collections.ConfigDict:
+    choose("variant", arg, VARIANTS)
+    config = base.clip(DualEncoder if arg == "clip" else TIPS)
     config.steps, config.batch_size = 200, 64
     config.contract.update(image_size=IMAGE_SIZE, max_len=MAX_LEN)
     source = quickstart.source(quickstart.DATA, "train", texts=("captions_full=caption_long",))
     config.data.sources = (spec(Mismatched, source=source, share=0.3),)
+    alt_text = (spec(Resize), spec(ChooseCaption), spec(Tokenize))
+    config.data.transforms = (spec(Decode), *alt_text)
     config.evaluators = {"retrieval": config.evaluators.retrieval, "segmentation": segmentation()}
     model = config.objective.model
     for tower in (model.image, model.text):
         tower.blocks.unroll = 1  # compiles sooner, for a run as short as this
     model.text.max_len = MAX_LEN
     model.image.update(pool="cls", image_size=IMAGE_SIZE, patch_size=PATCH_SIZE)
-    if arm == "clip":
-        config.data.transforms = (spec(Decode), spec(Resize), spec(ChooseCaption), spec(Tokenize))
+    if arg == "clip":
         return config
     model.image.update(cls_tokens=2, mask_token=True, any_size=True)
-    config.objective.model = spec(TIPS, **{key: model[key] for key in ("image", "text")})
-    config.objective.model.embed_dim = model.embed_dim
     config.data.transforms = (
         spec(Decode),
         spec(Views, crop=spec(RandomResizedCrop, **CROP), count=4, out="local_crops"),
-        spec(Resize),
-        spec(ChooseCaption),
+        *alt_text[:2],
         spec(ChooseCaption, key="captions_full", out="caption_full"),
-        spec(Tokenize),
+        alt_text[2],
         spec(Tokenize, key="caption_full", suffix="_full"),
     )
-    full = {key: f"{key}_embedding_full" for key in ("image", "text")}
+    full = spec(Cosine, image=("image_embedding_full",), text=("text_embedding_full",))
     losses = {
         "contrastive": spec(contrastive.Softmax, positives="text_id"),
-        "contrastive_full": spec(contrastive.Softmax, **full, positives="text_id_full"),
+        "contrastive_full": spec(contrastive.Softmax, similarity=full, positives="text_id_full"),
     }
     weights = {"contrastive": 0.5, "contrastive_full": 0.5}
-    if arm == "captions":
-        config.objective = spec(
-            Weighted, model=config.objective.model, losses=losses, weights=weights
-        )
+    config.objective = spec(Weighted, model=model, losses=losses, weights=weights)
+    if arg == "captions":
         return config
-    distilled = {
-        "local": spec(Distillation, student="local", teacher="target"),
-        "masked": spec(Distillation, student="masked", teacher="patch_target", mask="patch_mask"),
-    }
+    losses["local"] = spec(Distillation, student="local", teacher="target")
+    losses["masked"] = spec(
+        Distillation, student="masked", teacher="patch_target", mask="patch_mask"
+    )
     config.objective = spec(
         SpatialAwareness,
-        model=config.objective.model,
-        losses=losses | distilled,
+        model=model,
+        losses=losses,
         weights=weights | {"local": 1.0, "masked": 2.0},
         momentum=0.97,
         final_momentum=1.0,
@@ -92,10 +84,5 @@ def segmentation() -> ml_collections.ConfigDict:
         quickstart.source(quickstart.DATA, split, extra=("mask", "scene"))
         for split in ("train", "test_seen")
     )
-    return spec(
-        SegmentationProbe,
-        train=train,
-        test=test,
-        masks=spec(masks.SceneMasks, by="shape"),
-        train_limit=1000,
-    )
+    shapes = spec(masks.SceneMasks, by="shape")
+    return spec(SegmentationProbe, train=train, test=test, masks=shapes, train_limit=1000)

@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
+from big_mm.models.vision import mask_lowest
 from big_mm.objectives.teacher import Teacher
 from big_mm.spec import UserError
 from big_mm.types import Aux, Batch, Mean, Outputs
@@ -84,7 +85,8 @@ class SpatialAwareness(Teacher):
         outputs, taught = apply(batch, rngs[0]), self.teach(extra, whole)
         views = batch[self.views]
         local = apply({"image": views.reshape(-1, *views.shape[2:])}, rngs[1])["prototypes"]
-        mask = random_mask(rngs[2], *outputs["patch_tokens"].shape[:2], self.mask_ratio)
+        scores = jax.random.uniform(rngs[2], outputs["patch_tokens"].shape[:2])
+        mask = mask_lowest(scores, self.mask_ratio)
         masked = apply(whole | {"patch_mask": mask}, rngs[3])["patch_prototypes"]
         targets = {
             name: jax.nn.softmax((taught[name] - extra["centres"][name]) / self.teacher_temperature)
@@ -114,9 +116,3 @@ class SpatialAwareness(Teacher):
             for name, centre in extra["centres"].items()
         }
         return super().update_extra(extra, params, aux) | {"centres": centres}
-
-
-def random_mask(rng: Array, rows: int, patches: int, ratio: float) -> Bool[Array, "rows patches"]:
-    """True for the same number of patches in every row, any of them."""
-    order = jnp.argsort(jax.random.uniform(rng, (rows, patches)), axis=1)
-    return jnp.argsort(order, axis=1) < max(1, round(ratio * patches))

@@ -126,6 +126,16 @@ def test_masked_patches_are_not_seen():
         tiny.vision().apply(variables, IMAGE, mask)
 
 
+def test_the_lowest_are_masked():
+    scores = jnp.array([[0.1, 0.9, 0.5, -0.8], [0.0, 0.0, 0.0, 0.0]])
+    expected = [[True, False, False, True], [True, True, False, False]]
+    np.testing.assert_array_equal(vision.mask_lowest(scores, 0.5), expected)
+    assert vision.mask_lowest(scores, 0.01).sum(axis=1).tolist() == [1, 1]
+    drawn = vision.mask_lowest(jax.random.uniform(jax.random.key(0), (50, 16)), 0.75)
+    assert drawn.sum(axis=1).tolist() == [12] * 50
+    assert drawn.sum(axis=0).min() > 20 and len(np.unique(drawn, axis=0)) > 40
+
+
 @pytest.mark.parametrize("position", vision.POSITIONS)
 def test_images_of_another_size(position):
     made = tiny.vision("cls", any_size=True, position=position)
