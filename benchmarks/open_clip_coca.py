@@ -151,7 +151,8 @@ def main() -> None:
             theirs = dict(arrays)
     rows = compare(found, theirs, tokenizer.eos_id)
     versions = json.loads(done.stdout.splitlines()[-1])
-    print(f"{written.parameters:,} parameters; {versions}; {found['captions'][0]} different captions")
+    captions = f"{found['captions'][0]} different captions"
+    print(f"{written.parameters:,} parameters; {captions}; {versions}")
     print(f"{'':28}{'of':>10}{'different':>12}{'largest difference':>20}")
     for row in rows:
         largest = f"{row['largest']:.1e}" if "largest" in row else ""
