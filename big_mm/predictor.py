@@ -132,9 +132,17 @@ class Predictor:
         if self.mesh is None:
             object.__setattr__(self, "mesh", mesh_lib.MeshConfig().make())
 
-    def replace(self, *, params: Any) -> "Predictor":
-        """The same predictor, programs compiled so far included, with other parameters."""
-        return dataclasses.replace(self, params=params, kept={})
+    def replace(self, *, params: Any = None, model: nn.Module | None = None) -> "Predictor":
+        """The same predictor with other parameters, or another model, or both.
+
+        The programs compiled so far stay, unless the model is another one.
+        """
+        changed: dict[str, Any] = {"kept": {}}
+        if params is not None:
+            changed["params"] = params
+        if model is not None:
+            changed |= {"model": model, "compiled": {}}
+        return dataclasses.replace(self, **changed)
 
     def encode_image(self, images: Pictures) -> Float32[np.ndarray, "n dim"]:
         """Unit embeddings of pictures: Pillow images, uint8 arrays, files' paths or bytes.
