@@ -59,7 +59,7 @@ def judge() -> ml_collections.ConfigDict:
 
 
 def captioner() -> ml_collections.ConfigDict:
-    """A captioner of the same size on the judge's image tower; no evaluators."""
+    """A captioner of the same size on the judge's image tower, which stays; no evaluators."""
     config = coca()
     image, size = config.objective.model.image, {"image_size": quickstart.IMAGE_SIZE}
     size |= {"vocab_size": quickstart.VOCABULARY, "max_len": quickstart.MAX_LEN}
@@ -69,6 +69,7 @@ def captioner() -> ml_collections.ConfigDict:
     config.objective.losses = {"captioning": config.objective.losses.captioning}
     config.objective.weights = {}
     config.init_from = spec(InitFrom, path=JUDGE, rules=(("image/.*", r"\g<0>"), (".*", None)))
+    config.optimizer.frozen = (("image/.*", True),)
     config.evaluators = {}
     return config
 

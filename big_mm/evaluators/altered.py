@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from big_mm.evaluators import base
 from big_mm.evaluators.base import About, Evaluator, Result
 from big_mm.predictor import Predictor
 
 
+@runtime_checkable
 class Alter(Protocol):
     """Makes the predictor that is to be scored; usually a frozen dataclass."""
 

@@ -22,7 +22,7 @@ from experiments.guidance import guidance
 
 VARIANTS = ("guided", "seeing")
 BLIND = {"guided": 0.5, "seeing": 0.0, "language": 1.0, "with_language": 0.5}
-SCALES = (1.0, 1.2, 1.5, 2.0, 3.0)
+SCALES = (1.0, 1.5, 2.0, 3.0)
 EXPONENTS = ((1.0, 0.5), (1.0, 1.0), (1.5, 1.0), (2.0, 1.0))
 # Of ten captions six say "two shapes and a shape", three name the colours, one colours and shapes.
 DETAILS = ("groups",) * 6 + ("colours",) * 3 + ("kinds",)
@@ -48,7 +48,7 @@ def get_config(arg: str = "guided") -> ml_collections.ConfigDict:
     elif arg != "language":
         for scale in SCALES:
             config.evaluators[f"scale_{scale:g}".replace(".", "_")] = captioning(scale)
-    config.steps, config.batch_size = 300, 64
+    config.steps, config.batch_size = 200, 64
     return config
 
 
@@ -57,6 +57,6 @@ def captioning(scale: float) -> ml_collections.ConfigDict:
         Captioning,
         source=base.described(DETAILS, "retrieval_seen"),
         decoding=spec(Decoding, guidance=scale),
-        figures=(spec(Fit, checkpoint=base.JUDGE),),
-        limit=500,
+        figures=(spec(Fit, checkpoint=base.JUDGE, prefix=""),),
+        limit=300,
     )

@@ -27,5 +27,5 @@ def get_config(arg: str = "laclip") -> ml_collections.ConfigDict:
     retrieval.source.schema.captions = "caption_held_out"
     retrieval.captions_per_image = None
     config.evaluators = {"retrieval": retrieval, "zero_shot": zero_shot}
-    config.steps, config.batch_size = 350, 64
+    config.steps, config.batch_size = 250, 64
     return config

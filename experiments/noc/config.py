@@ -20,8 +20,8 @@ from experiments.noc import noc
 VARIANTS = ("noc", "vanilla", "filtered")
 LEVELS = 8
 # Of the training pairs' similarities, as `python -m experiments.noc.noc` prints them.
-LOW, HIGH = -0.4, 0.9
-MINIMUM = 4
+LOW, HIGH = -0.46, 0.85
+MINIMUM = 7
 
 
 def get_config(arg: str = "noc") -> ml_collections.ConfigDict:
@@ -51,7 +51,7 @@ def get_config(arg: str = "noc") -> ml_collections.ConfigDict:
             config.evaluators[f"level_{level}"] = spec(
                 Altered, evaluator=written, alter=spec(noc.AtLevel, level=level)
             )
-    config.steps, config.batch_size = 300, 64
+    config.steps, config.batch_size = 200, 64
     return config
 
 
@@ -60,6 +60,6 @@ def captioning() -> ml_collections.ConfigDict:
     return spec(
         Captioning,
         source=base.described(("kinds",), "retrieval_seen", captions="caption_short"),
-        figures=(spec(Fit, checkpoint=base.JUDGE),),
-        limit=500,
+        figures=(spec(Fit, checkpoint=base.JUDGE, prefix=""),),
+        limit=300,
     )

@@ -58,8 +58,7 @@ class Aligned(Weighted):
         predictor = predictors.load(self.judge)
 
         def similarity(params: Any, batch: Batch) -> Float[Array, " batch"]:
-            inputs = {key: batch[key] for key in ("image", "tokens", "token_mask")}
-            outputs = predictor.model.apply({"params": params}, inputs, train=False)
+            outputs = predictor.model.apply({"params": params}, batch, train=False)
             return (outputs["image_embedding"] * outputs["text_embedding"]).sum(axis=-1)
 
         return jax.jit(similarity), predictor.params
@@ -67,7 +66,7 @@ class Aligned(Weighted):
     def similarity(self, batch: Batch) -> Float[Array, " batch"]:
         """The cosine of each image and its text by the judge."""
         judge, params = self._judge
-        return judge(params, batch)
+        return judge(params, {key: batch[key] for key in ("image", "tokens", "token_mask")})
 
     def prepare(self, state: Any, batch: Batch) -> Batch:
         level = bucketize(self.similarity(batch), self.boundaries)
