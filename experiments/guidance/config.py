@@ -23,7 +23,7 @@ from experiments.guidance import guidance
 VARIANTS = ("guided", "seeing")
 BLIND = {"guided": 0.5, "seeing": 0.0, "language": 1.0, "with_language": 0.5}
 SCALES = (1.0, 1.5, 2.0, 3.0)
-EXPONENTS = ((1.0, 0.5), (1.0, 1.0), (1.5, 1.0), (2.0, 1.0))
+EXPONENTS = ((1.0, 0.5), (1.0, 1.0), (2.0, 1.0))
 # Of ten captions six say "two shapes and a shape", three name the colours, one colours and shapes.
 DETAILS = ("groups",) * 6 + ("colours",) * 3 + ("kinds",)
 
