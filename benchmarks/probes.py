@@ -15,6 +15,7 @@ first fit is not timed: it compiles.
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -132,8 +133,7 @@ def linear(data: Data, strengths: Sequence[float], whole: bool) -> list[dict[str
         more["objective"] = objective(data, fitted.weights, fitted.bias, c)
         theirs = None
         if sklearn is not None:
-            peer = LogisticRegression(C=c, max_iter=1000)
-            _, *times = timed(lambda: peer.fit(data.x.astype(np.float64), data.y))  # noqa: B023
+            peer, *times = timed(lambda c=c: _peer(data, c, None))
             theirs = (peer.predict(data.u.astype(np.float64)), *times)
             more["their iterations"] = int(peer.n_iter_[0])
             more["their objective"] = objective(data, peer.coef_.T, peer.intercept_, c)
@@ -144,15 +144,26 @@ def linear(data: Data, strengths: Sequence[float], whole: bool) -> list[dict[str
         return lines
     held = np.arange(len(data.y)) % 10 == 0
 
-    def search_c() -> logistic.Linear:
+    def searched(fit: Callable[[float, np.ndarray | None], Any]) -> Any:
         def accuracy(c: float) -> float:
-            return float((model.fit(c, ~held).predict(data.x[held]) == data.y[held]).mean())
+            return float((fit(c, ~held).predict(data.x[held]) == data.y[held]).mean())
 
-        return model.fit(logistic.best(logistic.sweep(accuracy)))
+        return fit(logistic.best(logistic.sweep(accuracy)), None)
 
-    fitted, seconds, cpu = timed(search_c)
-    ours = (fitted.predict(data.u), seconds, cpu)
-    return [*lines, row("linear probe, C searched", data, ours, None, C=fitted.c)]
+    fitted, seconds, cpu = timed(lambda: searched(model.fit))
+    ours, more = (fitted.predict(data.u), seconds, cpu), {"C": fitted.c}
+    theirs = None
+    if sklearn is not None:
+        peer, *times = timed(lambda: searched(functools.partial(_peer, data)))
+        theirs, more["their C"] = (peer.predict(data.u.astype(np.float64)), *times), peer.C
+    return [*lines, row("linear probe, C searched", data, ours, theirs, **more)]
+
+
+def _peer(data: Data, c: float, rows: np.ndarray | None) -> Any:
+    """scikit-learn's regression of some rows."""
+    chosen = slice(None) if rows is None else rows
+    peer = LogisticRegression(C=c, max_iter=1000)
+    return peer.fit(data.x[chosen].astype(np.float64), data.y[chosen])
 
 
 def few_shot(data: Data) -> list[dict[str, Any]]:

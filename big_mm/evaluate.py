@@ -30,10 +30,11 @@ import ml_collections
 from etils import epath
 
 import big_mm
-from big_mm import allocator, distributed, report, spec, trees
+from big_mm import allocator, distributed, exported, report, spec, trees
 from big_mm.data import watch
 from big_mm.data.records import TFRecordSource
-from big_mm.evaluators import suite
+from big_mm.evaluators import Languages, files, suite
+from big_mm.interop import reading
 from big_mm.predictor import Predictor
 from big_mm.report import table
 from big_mm.spec import UserError
@@ -99,8 +100,9 @@ def _fingerprints(
     predictor: Predictor,
     bootstrap: int,
 ) -> dict[str, str]:
-    """By evaluator, of its spec and data, the parameters, the contract."""
-    model = json.dumps([trees.digest(predictor.params), predictor.contract.fingerprint, bootstrap])
+    """By evaluator, of its spec and data, the model, its parameters and its contract."""
+    parts = [repr(predictor.model), trees.digest(predictor.params)]
+    model = json.dumps([*parts, predictor.contract.fingerprint, bootstrap])
     return {
         name: hashlib.sha256(
             "\n".join([model, spec.to_json(spec.resolve(specs[name])), _data(built)]).encode()
@@ -110,23 +112,53 @@ def _fingerprints(
 
 
 def _data(component: Any) -> str:
-    """Sizes and versions of the shards that a component reads, and digests of the files it names
-    (classes, annotations; behind a # stands a place in one), in whatever component of its own.
+    """What a component reads: sizes and versions of shards, digests of the files that it names
+    (classes, annotations; behind a # stands a place in one), the checkpoints that it names, and
+    the same of whatever components it has.
     """
     if isinstance(component, TFRecordSource):
         return str([(shard.url, shard.stamp) for shard in component.shards_found()])
     if dataclasses.is_dataclass(component):
-        parts = [getattr(component, field.name) for field in dataclasses.fields(component)]
+        fields = [f for f in dataclasses.fields(component) if not f.metadata.get(files.WRITTEN)]
+        parts = [getattr(component, field.name) for field in fields]
+        if isinstance(component, Languages):  # the files that only its evaluators name
+            parts += component.evaluators.values()
     elif isinstance(component, Mapping):
         parts = list(component.values())
     elif isinstance(component, tuple):
         parts = list(component)
     elif isinstance(component, str) and len(component) < _LONGEST_PATH:
-        file = epath.Path(component.partition("#")[0])
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+        return _content(component)
     else:
         return ""
     return "".join(map(_data, parts))
+
+
+def _content(name: str) -> str:
+    """A digest of the file or checkpoint that a text may name; "" if it names none."""
+    file, path = epath.Path(name.partition("#")[0]), epath.Path(name)
+    if file.is_file():
+        beside = [file.parent / config for config in reading.WEIGHTS]
+        return _digest(file, *(beside if reading.recognises(file) else ()))
+    if not path.is_dir():
+        return ""
+    if reading.recognises(path) or exported.is_exported(path):
+        return _digest(*sorted(file for file in path.iterdir() if file.is_file()))
+    try:
+        return checkpoint.digest(path)
+    except checkpoint.CheckpointError:
+        return ""
+
+
+def _digest(*files: epath.Path) -> str:
+    """Of the content of those files that exist."""
+    made = hashlib.sha256()
+    for path in files:
+        if path.is_file():
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    made.update(block)
+    return made.hexdigest()
 
 
 def _write_tables(folder: epath.Path, metrics: Mapping[str, float]) -> None:

@@ -114,7 +114,8 @@ class Predictor:
       threads: that prepare pictures.
       progress: show a progress bar for long work, on a terminal.
       features: a local folder that keeps the outputs of whole sources (`evaluators.features`).
-      kept: the same in memory, for these parameters.
+      kept: the same in memory, for this predictor alone.
+      compiled: the programs of its model and mesh.
     """
 
     model: nn.Module
@@ -124,25 +125,20 @@ class Predictor:
     batch_size: int = 64
     threads: int = min(os.cpu_count() or 1, 16)
     progress: bool = False
-    compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
     features: str | os.PathLike[str] | None = None
-    kept: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+    # Not given, so that `dataclasses.replace` begins with none: another model has other programs.
+    kept: dict[Any, Any] = dataclasses.field(init=False, default_factory=dict, repr=False)
+    compiled: dict[Any, Any] = dataclasses.field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.mesh is None:
             object.__setattr__(self, "mesh", mesh_lib.MeshConfig().make())
 
-    def replace(self, *, params: Any = None, model: nn.Module | None = None) -> "Predictor":
-        """The same predictor with other parameters, or another model, or both.
-
-        The programs compiled so far stay, unless the model is another one.
-        """
-        changed: dict[str, Any] = {"kept": {}}
-        if params is not None:
-            changed["params"] = params
-        if model is not None:
-            changed |= {"model": model, "compiled": {}}
-        return dataclasses.replace(self, **changed)
+    def replace(self, *, params: Any) -> "Predictor":
+        """The same predictor, programs compiled so far included, with other parameters."""
+        made = dataclasses.replace(self, params=params)
+        object.__setattr__(made, "compiled", self.compiled)
+        return made
 
     def encode_image(self, images: Pictures) -> Float32[np.ndarray, "n dim"]:
         """Unit embeddings of pictures: Pillow images, uint8 arrays, files' paths or bytes.
@@ -151,12 +147,7 @@ class Predictor:
           UserError: a picture that cannot be read (by its place in the list and its name), or a
             model without image embeddings.
         """
-        return self._collect(
-            "images",
-            _count(images),
-            lambda at: (self._pictures(images, at),),
-            functools.partial(self._program(programs.encode_image), self.params),
-        )
+        return self.image_outputs(images, ("image_embedding",))["image_embedding"]
 
     def image_outputs(
         self, images: Pictures, keys: Sequence[str], dtype: str = "float32"
@@ -181,12 +172,17 @@ class Predictor:
         Raises:
           UserError: a model without text embeddings, or a contract without tokenizer.
         """
+        return self.text_outputs(texts, ("text_embedding",))["text_embedding"]
+
+    def text_outputs(self, texts: Sequence[str], keys: Sequence[str]) -> Outputs:
+        """Outputs (`types.OUTPUTS`) of texts in float32, one row each. Raises as `encode_text`."""
         tokens, token_mask = self.contract.text(texts)
+        program = self._program(programs.text_outputs, keys=tuple(keys))
         return self._collect(
             "texts",
             len(texts),
             lambda at: (tokens[at], token_mask[at]),
-            functools.partial(self._program(programs.encode_text), self.params),
+            functools.partial(program, self.params),
         )
 
     def similarity(

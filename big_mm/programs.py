@@ -47,6 +47,19 @@ def image_outputs(
     return {key: _output(model, outputs, key).astype(dtype) for key in keys}
 
 
+def text_outputs(
+    model: nn.Module,
+    params: Any,
+    tokens: Int[Array, "batch length"],
+    token_mask: Array,
+    *,
+    keys: tuple[str, ...],
+) -> Outputs:
+    """Outputs of texts alone, float32."""
+    outputs = _method(model, "encode_text")({"params": params}, tokens, token_mask)
+    return {key: _output(model, outputs, key).astype(jnp.float32) for key in keys}
+
+
 def encode_text(
     model: nn.Module, params: Any, tokens: Int[Array, "batch length"], token_mask: Array
 ) -> Float[Array, "batch dim"]:

@@ -82,7 +82,7 @@ def rank_by(
     relevance: Relevance,
     k: int = 10,
     mesh: Mesh | None = None,
-    tile: int = 256,
+    tile: int = 64,
 ) -> tuple[Ranking, Int[np.ndarray, " query"]]:
     """The k items of the highest score of each query, and the rank, from 1, of its first right one.
 

@@ -32,13 +32,13 @@ def coca() -> ml_collections.ConfigDict:
     return quickstart.get_config()
 
 
-def clip() -> ml_collections.ConfigDict:
+def clip(model: type[DualEncoder] = DualEncoder) -> ml_collections.ConfigDict:
     """The towers of the same model without its decoder; zero-shot classification and retrieval."""
     config = coca()
     towers = config.objective.model
     towers.image.pool = "gap"
     config.objective.model = spec(
-        DualEncoder, image=towers.image, text=towers.text, embed_dim=towers.text.blocks.width
+        model, image=towers.image, text=towers.text, embed_dim=towers.text.blocks.width
     )
     config.objective.losses = {"contrastive": spec(contrastive.Softmax, positives="text_id")}
     config.objective.weights = {}

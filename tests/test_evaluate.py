@@ -3,18 +3,22 @@
 import csv
 import io
 import json
+import pathlib
+import shutil
 
+import ml_collections
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
 
 import big_mm
-from big_mm import compare, evaluate, export, spec
+from big_mm import compare, evaluate, export, exported, spec
 from big_mm.data import examples, tokenizers
 from big_mm.data.examples import Schema
 from big_mm.data.records import TFRecordSource, TFRecordWriter
 from big_mm.evaluators import (
+    VQA,
     ComposedRetrieval,
     FewShot,
     GroupGap,
@@ -23,6 +27,7 @@ from big_mm.evaluators import (
     run_all,
     suite,
 )
+from big_mm.evaluators.caption_figures import Fit
 from big_mm.evaluators.composed_benchmarks import Triplets
 from big_mm.evaluators.data_types import DataTypes
 from big_mm.training import checkpoint
@@ -223,6 +228,39 @@ def test_what_components_read_is_part_of_what_they_depend_on(run, tmp_path):
 
     assert found("[]") == found("[]") != found("[1]")
     assert str(run.parent / "test.tfrecord") in found("[]")
+    asked = VQA(source, submission=str(file))  # which is written, not read
+    assert evaluate._data(asked) == evaluate._data(VQA(source, submission=str(tmp_path / "none")))
+
+
+def test_so_is_the_checkpoint_that_judges(run, tmp_path):
+    """In each form that it may have: the path stays, the parameters change."""
+    loaded = big_mm.load(run)
+
+    def ours(params, place):
+        files = {
+            checkpoint.CONFIG: spec.to_json(spec.resolve(checkpoint.load_config(run))).encode(),
+            tokenizers.SentencePiece.file_name: tiny.tokenizer_bytes(),
+        }
+        store = checkpoint.Store(place / "checkpoints", checkpoint.Checkpoints(), files)
+        store.save(1, {"params": big_mm.trees.flatten(params)})
+        store.close()
+
+    def portable(params, place):
+        config = checkpoint.load_config(run)
+        components = {"model": config.objective.model, "contract": config.contract}
+        place.mkdir()
+        exported.write(place, ml_collections.ConfigDict(components), params, loaded.contract)
+
+    before, changed = (tiny.parameters(loaded.model, loaded.contract, seed=i) for i in (0, 1))
+    for form in (ours, portable):
+        judge, digests = Fit(checkpoint=str(tmp_path / form.__name__)), []
+        assert evaluate._data(judge) == ""
+        for params in (before, changed):
+            form(params, pathlib.Path(judge.checkpoint))
+            digests.append(evaluate._data(judge))
+            assert digests[-1] == evaluate._data(judge) != ""
+            shutil.rmtree(judge.checkpoint)
+        assert digests[0] != digests[1]
 
 
 def test_features_of_probes_are_kept_in_a_folder(run, tmp_path):

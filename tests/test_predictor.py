@@ -69,7 +69,7 @@ def test_lists_of_any_length_are_cut_exactly(predictor, inputs, expected, count)
 
 def test_a_program_compiles_for_few_sizes(predictor):
     assert {predictor._batch_rows(n) for n in range(1, 300)} == {1, 8}
-    spread = dataclasses.replace(predictor, mesh=MeshConfig().make(), batch_size=60, compiled={})
+    spread = dataclasses.replace(predictor, mesh=MeshConfig().make(), batch_size=60)
     assert {spread._batch_rows(n) for n in range(1, 300)} == {8, 64}
 
 
@@ -316,6 +316,18 @@ def test_new_parameters_reuse_the_programs(predictor):
     # Nor do other values of the decoding options.
     changed.caption(images, num_beams=2, length_penalty=0.3)
     assert {key: run._cache_size() for key, run in changed.compiled.items()} == sizes
+
+
+def test_another_model_has_programs_of_its_own(predictor):
+    images = tiny.images(3)
+    before = predictor.encode_image(images)
+    parallel = predictor.model.clone(pooling="parallel")
+    params = tiny.parameters(parallel, predictor.contract)
+    changed = dataclasses.replace(predictor, model=parallel, params=params)
+    assert not changed.compiled and not changed.kept
+    expected = Predictor(parallel, params, predictor.contract, predictor.mesh, batch_size=8)
+    np.testing.assert_array_equal(changed.encode_image(images), expected.encode_image(images))
+    assert np.abs(changed.encode_image(images) - before).max() > 1e-3
 
 
 def other(tmp_path, model, **contract) -> Predictor:

@@ -14,9 +14,19 @@ sys.path.insert(0, __file__.rsplit("/", 1)[0] + "/evaluators")
 import oracles  # noqa: E402
 
 from big_mm import report  # noqa: E402
-from big_mm.evaluators import Captioning, GroundingGap, Retrieval, ZeroShot, run_all  # noqa: E402
+from big_mm.evaluators import (  # noqa: E402
+    AttributeShares,
+    Captioning,
+    ClusterBias,
+    GroundingGap,
+    PromptBias,
+    Retrieval,
+    SetDistances,
+    ZeroShot,
+    run_all,
+)
 from big_mm.report import __main__ as command  # noqa: E402
-from big_mm.report import curves, examples  # noqa: E402
+from big_mm.report import curves, examples, sets  # noqa: E402
 from big_mm.spec import UserError  # noqa: E402
 
 NAMES = ("a red circle", "a red star", "a blue circle", "a blue star")
@@ -185,3 +195,32 @@ def test_the_command(workdir, capsys, tmp_path):
     assert "report.html" in capsys.readouterr().out
     assert command.main(["--workdir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_sets_of_images_are_drawn(tmp_path_factory):
+    """Shares, distances, clusters and unasked objects, whatever sets are called."""
+    folder = tmp_path_factory.mktemp("bias")
+    names = ("a <nurse>", "pilot", "كاتب")
+    oracle = oracles.Oracle(
+        oracles.contract(tmp_path_factory.mktemp("words")),
+        image_vector=lambda n: np.eye(4)[n % 2] + 0.1 * n * np.eye(4)[2] + 0.01 * n % 7,
+        text_vector=lambda text: np.eye(4)[int("red" in text)] + 0.1,
+        says=lambda n: "a circle <i>" if n % 3 else "a star",
+    )
+    source = oracles.Numbered(24, lambda i: {"group": [names[i % 3]], "prompt": ["a star"]})
+    suite = {
+        "shares": AttributeShares(source, ("red & hot", "blue")),
+        "distances": SetDistances(source, names[0]),
+        "clusters": ClusterBias(source, names[:2], clusters=3),
+        "objects": PromptBias(source),
+    }
+    run_all(suite, oracle, 0, folder)
+    page = read(folder)
+    said = " ".join(page.text.split())
+    assert all(said.count(name) >= 2 for name in names)
+    assert "red & hot" in said and "Frechet distance of each set's" in said
+    assert "Each column is a cluster" in said and "circle 16" in said
+    many = {f"set {i}": {"a": i / 100, "b": 1 - i / 100} for i in range(40)}
+    page = Page(sets.shares({"reference": {"a": 0.5, "b": 0.5}, "sets": many}))
+    assert "30 of 40 are shown" in page.text and "set 0" in page.text and "set 39" not in page.text
+    assert "No object was shown" in sets.objects({"unasked": {}})

@@ -36,7 +36,16 @@ CODE = sorted(
 LAYERS = (
     ("spec",),
     ("types", "trees", "mesh", "distributed", "allocator", "flops"),
-    ("losses", "models", "data", "metrics", "probing", "decoding", "training.checkpoint"),
+    (
+        "losses",
+        "models",
+        "data",
+        "metrics",
+        "probing",
+        "decoding",
+        "similarity",
+        "training.checkpoint",
+    ),
     ("objectives", "evaluators", "predictor", "programs", "exported", "search", "interop"),
     ("training", "curation"),
     (

@@ -140,18 +140,33 @@ class Contract:
 
         Without bos or eos where the tokenizer has none.
         """
-        if isinstance(texts, str):
-            raise UserError("texts must be a sequence of strings, not one string")
         tokenizer = self.require_tokenizer()
-        tokens = np.full((len(texts), self.max_len), tokenizer.pad_id, np.int32)
+        words = self._words(texts)
+        tokens = np.full((len(words), self.max_len), tokenizer.pad_id, np.int32)
         token_mask = np.full(tokens.shape, self.padding == "attended")
         begin = [tokenizer.bos_id] * (tokenizer.bos_id >= 0)
         end = [tokenizer.eos_id] * (tokenizer.eos_id >= 0)
-        for row, ids in enumerate(tokenizer.encode_batch([self.normalize(t) for t in texts])):
-            ids = [*begin, *ids[: self.max_len - len(begin) - len(end)], *end]
+        for row, ids in enumerate(words):
+            ids = [*begin, *ids[: self._room], *end]
             tokens[row, : len(ids)] = ids
             token_mask[row, : len(ids)] = True
         return tokens, token_mask
+
+    def too_long(self, texts: Sequence[str]) -> list[int]:
+        """The places of the texts that `text` cuts."""
+        return [i for i, ids in enumerate(self._words(texts)) if len(ids) > self._room]
+
+    def _words(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, without bos and eos."""
+        if isinstance(texts, str):
+            raise UserError("texts must be a sequence of strings, not one string")
+        return self.require_tokenizer().encode_batch([self.normalize(t) for t in texts])
+
+    @property
+    def _room(self) -> int:
+        """Tokens of a text beside bos and eos."""
+        tokenizer = self.require_tokenizer()
+        return self.max_len - (tokenizer.bos_id >= 0) - (tokenizer.eos_id >= 0)
 
     def normalize(self, text: str) -> str:
         """The text as the tokenizer sees it (which may have rules of its own: Unicode NFKC)."""

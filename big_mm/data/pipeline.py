@@ -163,12 +163,16 @@ def examples(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
+    pictures: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """One pass over a source in its order, prepared as the contract says, for evaluation.
 
     Every host yields the same number of batches of `batch_size` / `process_count` rows. Rows past
     the end, and those of damaged records, have `mask` 0: they are dropped from scores, and the
     damaged ones are logged and carry `bad_index` (their place in the source) and `bad_kind`.
+
+    Args:
+      pictures: False leaves them out, and does not look whether they can be decoded.
 
     Yields:
       `image`, `mask`, `label` (-1: none), `key`, `bad_index`, `bad_kind`; with a tokenizer `tokens`
@@ -186,7 +190,7 @@ def examples(
     threads = _threads(num_threads, 0)
     board = Board(0, threads)
     chunks = grain.MapDataset.range(steps * (share // chunk)).map(
-        _Chunk(order, Examined(source, contract), batching.stack_examples, slicing, board)
+        _Chunk(order, Examined(source, contract, pictures), batching.stack_examples, slicing, board)
     )
     last = len(source) - 1
     watch = Watch(board, 0, watching.TIMEOUT, lambda number: source.where(min(number, last)))

@@ -124,6 +124,7 @@ class Examined:
 
     source: Source
     contract: Contract
+    pictures: bool = True
 
     def fetch(self, number: int) -> Record | BadRecord | None:
         try:
@@ -144,8 +145,8 @@ class Examined:
 
     def _blank(self) -> Record:
         size, length = self.contract.image_size, self.contract.max_len
-        blank = {
-            "image": np.zeros((size, size, 3), np.uint8),
+        blank: Record = {"image": np.zeros((size, size, 3), np.uint8)} if self.pictures else {}
+        blank |= {
             "mask": False,
             "label": -1,
             "key": "",
@@ -161,7 +162,9 @@ class Examined:
     def _prepare(self, record: Record) -> Record:
         if not record.get("image"):
             raise BadRecord("missing_image")
-        prepared = record | {"image": self.contract.image(record["image"])}
+        prepared = {name: value for name, value in record.items() if name != "image"}
+        if self.pictures:
+            prepared["image"] = self.contract.image(record["image"])
         if "captions" in record:
             captions = [c for c in record["captions"] if c.strip()]
             if not captions:

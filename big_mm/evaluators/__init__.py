@@ -9,9 +9,11 @@ from big_mm.evaluators.choice import Choice
 from big_mm.evaluators.composed_retrieval import ComposedRetrieval
 from big_mm.evaluators.grounding import GroundingGap
 from big_mm.evaluators.groups import GroupGap
-from big_mm.evaluators.image_sets import AttributeShares, ClusterBias, PromptBias, SetDistances
+from big_mm.evaluators.image_sets import AttributeShares, ClusterBias, SetDistances
+from big_mm.evaluators.languages import Languages
 from big_mm.evaluators.pairs import Pairs
 from big_mm.evaluators.probes import FewShot, LinearProbe, NearestNeighbours
+from big_mm.evaluators.prompt_bias import PromptBias
 from big_mm.evaluators.retrieval import Retrieval
 from big_mm.evaluators.statements import Statements
 from big_mm.evaluators.suite import run_all
@@ -35,6 +37,7 @@ __all__ = [
     "FewShot",
     "GroundingGap",
     "GroupGap",
+    "Languages",
     "LinearProbe",
     "NearestNeighbours",
     "Pairs",

@@ -14,7 +14,7 @@ class Alter(Protocol):
     """Makes the predictor that is to be scored; usually a frozen dataclass."""
 
     def __call__(self, predictor: Predictor) -> Predictor:
-        """For instance `predictor.replace(model=...)`."""
+        """For instance `dataclasses.replace(predictor, model=...)`."""
 
     def protocol(self) -> dict[str, Any]:
         """What it does, JSON-able."""

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -89,20 +90,28 @@ class JsonLines:
     def _places(self) -> dict[str, int]:
         """The place of every named image; all are there."""
         names = {name for index in range(len(self)) for name in self._names(index)}
-        places = {}
-        for place in range(len(self.images)):
-            try:
-                key = str(self.images[place]["key"])
-            except BadRecord:
-                continue
-            if key in names:
-                places[key] = place
-        if missing := sorted(names - set(places)):
-            raise UserError(
-                f"{self.path}: {len(missing)} images are not among the sound records, such as "
-                f"{missing[0]!r}"
-            )
-        return places
+        return places(self.images, names, self.path)
+
+
+def places(images: Source, names: Collection[str], path: str) -> dict[str, int]:
+    """The place in a source of each image that a file names.
+
+    Raises:
+      UserError: some are not among the sound records.
+    """
+    found, wanted = {}, set(names)
+    for place in range(len(images)):
+        try:
+            key = str(images[place]["key"])
+        except BadRecord:
+            continue
+        if key in wanted:
+            found[key] = place
+    if missing := sorted(wanted - set(found)):
+        raise UserError(
+            f"{path}: {len(missing)} images are not among the sound records, such as {missing[0]!r}"
+        )
+    return found
 
 
 def side_by_side(*parts: np.ndarray) -> Image.Image:

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from big_mm.data import token_rows
 from big_mm.data.contract import Decoding
 from big_mm.evaluators import files
-from big_mm.evaluators.scoring import Likelihood
+from big_mm.evaluators.scoring import Likelihood, cut_texts
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
 
@@ -28,8 +28,10 @@ class Answerer(Protocol):
     ) -> list[str]:
         """One answer for each image and its prompt, from `choices` if the task is closed."""
 
-    def protocol(self, predictor: Predictor) -> dict[str, Any]:
-        """What pins the answers, JSON-able."""
+    def protocol(
+        self, predictor: Predictor, prompts: Sequence[str], choices: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """What pins the answers to these prompts, JSON-able."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +67,25 @@ class Ranking:
         prompts: Sequence[str],
         choices: Sequence[str] = (),
     ) -> list[str]:
-        answers = self.answers or tuple(choices)
-        if not answers:
-            raise UserError("ranking needs candidates: set the answerer's candidates=(...)")
+        answers = self._candidates(choices)
         scores = self.scorer(predictor, images, [answers] * len(prompts), prompts)
         return [answers[i] for i in scores.argmax(axis=1)]
 
-    def protocol(self, predictor: Predictor) -> dict[str, Any]:
-        """How answers are chosen, and from how many."""
+    def protocol(
+        self, predictor: Predictor, prompts: Sequence[str], choices: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """How answers are chosen, from how many, and whether the model sees the longest whole."""
         made = {"answers": f"ranked by {self.scorer.protocol()}"}
-        return made | ({"candidates": len(self.answers)} if self.answers else {})
+        if self.answers:
+            made["candidates"] = len(self.answers)
+        longest = max(self._candidates(choices), key=len)
+        return made | cut_texts(predictor.contract, (prompt + longest for prompt in prompts))
+
+    def _candidates(self, choices: Sequence[str]) -> tuple[str, ...]:
+        answers = self.answers or tuple(choices)
+        if not answers:
+            raise UserError("ranking needs candidates: set the answerer's candidates=(...)")
+        return answers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +116,9 @@ class Generation:
         rows = [[*begin, *row[start:].tolist()] for row, start in zip(tokens, given, strict=True)]
         return [text.strip() for text in predictor.contract.detokenize(rows)]
 
-    def protocol(self, predictor: Predictor) -> dict[str, Any]:
+    def protocol(
+        self, predictor: Predictor, prompts: Sequence[str], choices: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """How answers are written."""
         how = self.decoding or predictor.contract.decoding
         return {"answers": "generated", "decoding": dataclasses.asdict(how)}

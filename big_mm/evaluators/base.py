@@ -132,7 +132,11 @@ class View:
 
 
 def examples(
-    source: Source, contract: Contract, batch_size: int, limit: int | None = None
+    source: Source,
+    contract: Contract,
+    batch_size: int,
+    limit: int | None = None,
+    pictures: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Batches of the sound records of a source (of its first `limit`), without any padding row.
 
@@ -141,7 +145,8 @@ def examples(
     """
     if limit is not None and limit < len(source):
         source = View(source, range(limit))
-    for number, batch in enumerate(pipeline.examples(source, contract, batch_size)):
+    batches = pipeline.examples(source, contract, batch_size, pictures=pictures)
+    for number, batch in enumerate(batches):
         rows = np.flatnonzero(batch["mask"])
         batch["index"] = number * batch_size + np.arange(len(batch["mask"]))
         if len(rows):

@@ -10,7 +10,7 @@ import numpy as np
 from big_mm.data.records import Source
 from big_mm.evaluators import base
 from big_mm.evaluators.base import About
-from big_mm.evaluators.scoring import Similarity
+from big_mm.evaluators.scoring import Similarity, cut_texts
 from big_mm.metrics.choice import chosen
 from big_mm.metrics.groups import Informedness
 from big_mm.metrics.statistics import Mean, Statistic
@@ -228,6 +228,9 @@ class Choice(base.Evaluator):
             "prefix": self.prefix,
             "equal scores": "count as wrong",
         }
+        protocol |= cut_texts(
+            predictor.contract, (self.prefix + text for item in items for text in item.texts)
+        )
         return base.Result(
             metrics, {"choices": {"kind": "queries", "queries": shown}}, keys, protocol
         )

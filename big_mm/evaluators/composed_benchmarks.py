@@ -289,44 +289,67 @@ class FashionIq(_Benchmark):
 @dataclasses.dataclass(frozen=True)
 class GeneCis(_Benchmark):
     """GeneCIS (arXiv:2306.07969): R@1, 2, 3 in the query's own gallery of 10 or 15 images, in which
-    the reference is not.
+    the reference is not. The condition is the edit, as it stands ("wall", "red").
 
-    The attribute tasks show objects cut out of Visual Genome: the box enlarged by 0.7 and padded to
-    a square with black, one record each.
+    The object tasks show whole images of COCO 2017's validation set; the attribute tasks objects
+    cut out of Visual Genome, which `crops.Crops` makes into records. The released sum of image and
+    text adds embeddings that are not of unit length, `composition.Sum` unit ones.
 
     Attributes:
-      path: one of the four tasks' files.
-      key: how an image of the file is written in the records' keys, from its fields:
-        "{val_image_id:012d}" (COCO) or "{image_id}_{instance_id}" (Visual Genome).
+      path: change_object.json, focus_object.json, change_attribute.json or focus_attribute.json.
+      key: how an image's number is written in the records' keys; None: "{:012d}" for COCO, "{}" for
+        Visual Genome.
     """
 
     path: str
-    key: str = "{val_image_id:012d}"
+    key: str | None = None
 
     subset_recalls: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
     @functools.cached_property
     def queries(self) -> tuple[Query, ...]:
-        needed = ("reference", "target", "gallery", "condition")
         made = []
-        for number, row in enumerate(files.entries(self.path, files.read_json(self.path), needed)):
-            try:
-                reference, target, *others = (
-                    self.key.format(**image)
-                    for image in (row["reference"], row["target"], *row["gallery"])
-                )
-            except KeyError as error:
-                raise UserError(f"{self.path}: images have no {error}, which key= asks") from error
-            subset = (target, *others)
-            made.append(Query(number, reference, row["condition"], (target,), subset=subset))
+        for number, row in enumerate(self._rows):
+            images = (row["reference"], row["target"], *row["gallery"])
+            reference, *subset = (self._name(image) for image in images)
+            made.append(
+                Query(number, reference, row["condition"], (subset[0],), subset=tuple(subset))
+            )
         return tuple(made)
 
     @functools.cached_property
     def galleries(self) -> Mapping[str, tuple[str, ...]]:
         return {"": tuple(dict.fromkeys(key for query in self.queries for key in query.subset))}
 
+    @functools.cached_property
+    def crops(self) -> Mapping[str, tuple[str, tuple[float, ...]]]:
+        """The objects of an attribute task: their key -> the image's, and x, y, width, height."""
+        made = {}
+        for row in self._rows:
+            for image in (row["reference"], row["target"], *row["gallery"]):
+                if "instance_bbox" not in image:
+                    raise UserError(f"{self.path} shows whole images: it has no boxes to cut out")
+                box = tuple(map(float, image["instance_bbox"]))
+                made[self._name(image)] = self._image(image), box
+        return made
+
     def facts(self) -> dict[str, Any]:
         return {"gallery": "the query's own"}
+
+    @functools.cached_property
+    def _rows(self) -> list[Mapping[str, Any]]:
+        needed = ("reference", "target", "gallery", "condition")
+        return files.entries(self.path, files.read_json(self.path), needed)
+
+    def _image(self, image: Mapping[str, Any]) -> str:
+        for field, usual in (("val_image_id", "{:012d}"), ("image_id", "{}")):
+            if field in image:
+                return (usual if self.key is None else self.key).format(image[field])
+        raise UserError(f"{self.path}: an image has neither val_image_id nor image_id: {image}")
+
+    def _name(self, image: Mapping[str, Any]) -> str:
+        box = image.get("instance_bbox")
+        return self._image(image) + (f"@{','.join(f'{x:g}' for x in box)}" if box else "")
 
 
 def _tops(queries: Sequence[Query], found: Sequence[Sequence[Any]], top: int) -> dict[str, Any]:

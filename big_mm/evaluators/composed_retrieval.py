@@ -63,7 +63,7 @@ class ComposedRetrieval(base.Evaluator):
     composition: Any = Sum()
     captions: str | None = None
     caption_weight: float = 0.0
-    submission: str | None = None
+    submission: str | None = dataclasses.field(default=None, metadata={files.WRITTEN: True})
     batch_size: int = 256
 
     place: ClassVar[int] = 25

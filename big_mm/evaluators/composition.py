@@ -123,17 +123,19 @@ class CaptionAndRewrite:
 class PromptDirection:
     """Along the direction from the reference's text to the composed text (arXiv:2502.07215).
 
-    With d = composed text - reference text: normalize((1 - b) (image + a d) + b (reference text +
-    a d)), each of the two sums brought to unit length first. a = b = 1 is `mapper` alone, a = b = 0
-    the image alone.
+    With d = composed text - reference text, of unit vectors: normalize((1 - b) (image + a d) +
+    b (reference text + c d)), as the authors' program has it: the two sums keep their lengths.
+    b = c = 1 is `mapper` alone, b = 1 and c = 0 the reference's text, a = b = 0 the image alone.
 
     Attributes:
-      scale: a.
-      text_weight: b.
+      image_scale: a (alpha_I).
+      text_scale: c (alpha_T).
+      text_weight: b (beta).
       mapper: gives the texts of reference and query; here a caption and its rewriting.
     """
 
-    scale: float = 1.0
+    image_scale: float = 1.0
+    text_scale: float = 1.0
     text_weight: float = 0.5
     mapper: CaptionAndRewrite = CaptionAndRewrite()
 
@@ -142,13 +144,16 @@ class PromptDirection:
     def __call__(self, predictor: Predictor, references: References) -> Embeddings:
         captions, rewritten = self.mapper.texts(predictor, references)
         plain, composed = (unit(predictor.encode_text(t)) for t in (captions, rewritten))
-        shift = self.scale * (composed - plain)
-        weight = self.text_weight
-        image, text = unit(references.embeddings + shift), unit(plain + shift)
-        return unit((1 - weight) * image + weight * text)
+        direction, weight = composed - plain, self.text_weight
+        image = unit(references.embeddings) + self.image_scale * direction
+        return unit((1 - weight) * image + weight * (plain + self.text_scale * direction))
 
     def protocol(self) -> dict[str, Any]:
-        settings = {"scale": self.scale, "text weight": self.text_weight}
+        settings = {
+            "image scale": self.image_scale,
+            "text scale": self.text_scale,
+            "text weight": self.text_weight,
+        }
         return self.mapper.protocol() | {"query": "prompt direction"} | settings
 
 

@@ -72,13 +72,47 @@ def extract(
       UserError: a model without the output, a value that is not finite (named by its record), or
         more values than the memory holds and no folder.
     """
-    request = _Request(output, label, limit, dtype)
-    name = (source if _hashable(source) else id(source), _version(source), request)
+    request = _Request.of(source, output, label, limit, dtype)
+    name = _name(source, request)
     if name not in predictor.kept:
-        # The source is kept too: another one cannot get its id.
-        made = _extract(predictor, source, request, batch_size)
-        predictor.kept[name] = source, made
+        store = _store(predictor, source, request)
+        if store is None:
+            for _ in _in_memory(predictor, source, request, batch_size):
+                pass
+        else:
+            made = _in_store(predictor, source, request, batch_size, store)
+            predictor.kept[name] = source, made
     return predictor.kept[name][1]
+
+
+def embedded(
+    predictor: Predictor,
+    source: Source,
+    batch_size: int,
+    limit: int | None = None,
+    outputs: tuple[str, ...] = ("image_embedding",),
+) -> Iterator[dict[str, Any]]:
+    """Batches as of `base.examples`, with `outputs` of the images in place of `image`.
+
+    Embeddings are shared: pictures that another evaluator has embedded by this predictor are
+    neither decoded nor computed again. A generator that is not exhausted keeps nothing.
+
+    Raises:
+      UserError: as `extract`.
+    """
+    if outputs != ("image_embedding",):
+        for batch in base.examples(source, predictor.contract, batch_size, limit):
+            yield batch | predictor.image_outputs(batch.pop("image"), outputs)
+        return
+    request = _Request.of(source, *outputs, "label", limit, "float32")
+    if _name(source, request) not in predictor.kept and predictor.features is None:
+        yield from _in_memory(predictor, source, request, batch_size)
+        return
+    found = extract(predictor, source, request.output, limit=limit, batch_size=batch_size)
+    sound = base.View(source, tuple(found.index.tolist()))
+    for batch in base.examples(sound, predictor.contract, batch_size, pictures=False):
+        rows = batch["index"]
+        yield batch | {"index": found.index[rows], request.output: np.array(found.values[rows])}
 
 
 def read(source: Source, index: Int[np.ndarray, " n"]) -> Iterator[dict[str, Any]]:
@@ -96,26 +130,51 @@ class _Request:
     limit: int | None
     dtype: str
 
+    @classmethod
+    def of(
+        cls, source: Source, output: str, label: str, limit: int | None, dtype: str
+    ) -> "_Request":
+        """A limit that cuts nothing is none."""
+        whole = limit is None or limit >= len(source)
+        return cls(output, label, None if whole else limit, dtype)
 
-def _extract(predictor: Predictor, source: Source, request: _Request, batch_size: int) -> Features:
-    count = len(source) if request.limit is None else min(request.limit, len(source))
-    store = _store(predictor, source, request)
-    if store is None:
-        parts = []
-        for part in _parts(predictor, source, request, batch_size, 0, count):
-            parts.append(part)
-            if len(parts) == 1:
-                _check_memory(request.output, part.values[:1].nbytes * count)
-        return Features(
-            np.concatenate([part.values for part in parts]),
-            np.concatenate([part.index for part in parts]),
-            [key for part in parts for key in part.keys],
-            np.concatenate([part.labels for part in parts]),
-        )
+    def count(self, source: Source) -> int:
+        """The records to read."""
+        return len(source) if self.limit is None else self.limit
+
+
+def _name(source: Source, request: _Request) -> Any:
+    return (source if _hashable(source) else id(source), _version(source), request)
+
+
+def _in_memory(
+    predictor: Predictor, source: Source, request: _Request, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """The batches, the output in place of the picture; keeps the features at the end."""
+    count, parts = request.count(source), []
+    for part, batch in _parts(predictor, source, request, batch_size, 0, count):
+        parts.append(part)
+        if len(parts) == 1:
+            _check_memory(request.output, part.values[:1].nbytes * count)
+        yield batch | {request.output: part.values}
+    made = Features(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.index for part in parts]),
+        [key for part in parts for key in part.keys],
+        np.concatenate([part.labels for part in parts]),
+    )
+    # The source is kept too: another one cannot get its id.
+    predictor.kept[_name(source, request)] = source, made
+
+
+def _in_store(
+    predictor: Predictor, source: Source, request: _Request, batch_size: int, store: Store
+) -> Features:
+    count = request.count(source)
     with store.writing(count):
         done = _agreed(store.done())
         store.back_to(done)
-        for part in _parts(predictor, source, request, batch_size, done, count):
+        for part, _ in _parts(predictor, source, request, batch_size, done, count):
             store.append(part.values, part.index, part.keys, part.labels, part.end)
         if store.done() < count:  # the last batch was of damaged records alone
             none = np.empty(0, np.int64)
@@ -146,12 +205,14 @@ def _parts(
     batch_size: int,
     first: int,
     count: int,
-) -> Iterator[_Part]:
+) -> Iterator[tuple[_Part, dict[str, Any]]]:
+    """Each batch's rows, and the batch without its pictures."""
     if first >= count:
         return
     view = base.View(source, range(first, count))
     for batch in base.examples(view, predictor.contract, batch_size):
-        outputs = predictor.image_outputs(batch["image"], (request.output,), request.dtype)
+        image = batch.pop("image")
+        outputs = predictor.image_outputs(image, (request.output,), request.dtype)
         values, keys = outputs[request.output], list(map(str, batch["key"]))
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not finite.all():
@@ -163,7 +224,8 @@ def _parts(
         labels = batch.get(request.label, np.full(len(values), -1))
         numbers = np.array([base.class_number(value) for value in labels], np.int64)
         end = min(count, first + (int(batch["index"][0]) // batch_size + 1) * batch_size)
-        yield _Part(values, index.astype(np.int64), keys, numbers, end)
+        batch["index"] = index.astype(np.int64)
+        yield _Part(values, batch["index"], keys, numbers, end), batch
 
 
 def _store(predictor: Predictor, source: Source, request: _Request) -> Store | None:

@@ -9,6 +9,11 @@ from etils import epath
 
 from big_mm.spec import UserError
 
+# In the metadata of a dataclass field: it names a file that is written, on whose content nothing
+# depends. The content of all other files that an evaluator names is part of what its numbers are
+# of (`big_mm.evaluate`).
+WRITTEN = "written"
+
 
 def read_text(path: str) -> str:
     """The content of a text file, local or remote.

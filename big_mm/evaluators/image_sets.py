@@ -7,20 +7,16 @@ every number.
 
 import collections
 import dataclasses
-import re
-from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
-from big_mm.data.contract import Decoding
 from big_mm.data.records import Source
-from big_mm.evaluators import base
+from big_mm.evaluators import base, features
 from big_mm.evaluators.base import About
-from big_mm.evaluators.scoring import Similarity
 from big_mm.metrics import bias, clip_score
-from big_mm.metrics.choice import chosen
 from big_mm.metrics.statistics import Mean, Statistic
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
@@ -29,17 +25,22 @@ from big_mm.spec import UserError
 @dataclasses.dataclass(frozen=True)
 class AttributeShares(base.Evaluator):
     """How far the attributes shown in each set are from equal, or from given shares
-    (arXiv:2401.16092, arXiv:2304.06034).
+    (MAGBIG, arXiv:2401.16092; arXiv:2304.06034).
 
-    Each image is given the attribute whose text is nearest. An evaluation over languages has the
-    language in `group`. `alignment` is the mean CLIPScore (arXiv:2104.08718) of image and prompt,
-    if there is a prompt.
+    Each image is given the attribute whose text is nearest. `alignment` is the mean CLIPScore
+    (arXiv:2104.08718) of image and prompt, if there is a prompt. Chance is what sets of these sizes
+    deviate by that were drawn at the reference shares. MAGBIG's program sums over the attributes
+    where this takes their mean: half of its figure for two.
 
     Attributes:
       source: records with an image and a group.
       attributes: a text for each attribute: "a photo of a woman", ...
-      group: text feature: the set.
+      group: text feature: the set, such as the occupation that a prompt asked for.
+      language: text feature, or None: sets of several languages are kept apart, and a language's
+        deviation is the mean of its sets'.
       reference: the share that each attribute ought to have; none: equal shares.
+      errors: the sensitivity to the classifier: rates of wrong attributes, alike for all of them,
+        without which the deviation is given again.
       prompt: text feature with what the image was to show, or None.
       batch_size: images prepared at a time.
     """
@@ -47,7 +48,9 @@ class AttributeShares(base.Evaluator):
     source: Source
     attributes: tuple[str, ...]
     group: str = "group"
+    language: str | None = None
     reference: tuple[float, ...] = ()
+    errors: tuple[float, ...] = ()
     prompt: str | None = None
     batch_size: int = 256
 
@@ -59,10 +62,21 @@ class AttributeShares(base.Evaluator):
             headline=True,
             lower_is_better=True,
         ),
+        "gap": About(
+            "Deviation, gap",
+            "between the languages that deviate most and least",
+            "share",
+            False,
+            True,
+        ),
         "alignment": About("Alignment", "CLIPScore of image and prompt", "score"),
     }
 
     def __post_init__(self) -> None:
+        if bad := [e for e in self.errors if not 0 <= e < 1 - 1 / len(self.attributes)]:
+            raise UserError(
+                f"errors={bad[0]}: an attribute must be right more often than by chance"
+            )
         if len(set(self.attributes)) < max(2, len(self.attributes)):
             raise UserError("attribute shares need at least two different attributes")
         if self.reference and (
@@ -73,34 +87,61 @@ class AttributeShares(base.Evaluator):
             )
 
     def evaluate(self, predictor: Predictor, step: int) -> base.Result:
-        """Metrics: deviation, deviation_GROUP, alignment, groups, examples.
+        """Metrics: deviation and its chance level, deviation_GROUP (of several languages:
+        deviation_LANGUAGE and gap), deviation_error_RATE, alignment (_LANGUAGE), groups, examples.
 
         Raises:
-          UserError: a record without group, or a model without embeddings.
+          UserError: a record without group or language, or a model without embeddings.
         """
-        images, groups, keys, prompts = _embed(self, predictor, self.prompt)
+        images, features, keys = _embed(self, predictor, self.group, self.language, self.prompt)
+        groups, languages, prompts = features
         texts = predictor.encode_text(list(self.attributes)).astype(np.float64)
         label = (images @ texts.T).astype(np.float32).argmax(axis=1)
-        names, number = np.unique(groups, return_inverse=True)
+        sets = list(zip(languages or [""] * len(groups), groups, strict=True))
+        names = sorted(set(sets))
+        number = np.array([names.index(one) for one in sets])
         classes = len(self.attributes)
         reference = np.array(self.reference or [1 / classes] * classes)
-        rows = np.broadcast_to(reference, (len(label), classes))
+        found = [bias.shares(label[number == i], classes) for i in range(len(names))]
         metrics: dict[str, float | Statistic] = {
-            "deviation": bias.Deviation(label, number, rows),
-            "deviation_chance": 0.0,
+            "deviation": bias.Deviation(
+                label, number, np.broadcast_to(reference, (len(label), classes))
+            ),
+            "deviation_chance": _mean(
+                bias.fair_deviation(reference, n) for n in np.bincount(number).tolist()
+            ),
             "groups": float(len(names)),
             "examples": float(len(label)),
         }
-        table = {}
-        for i, name in enumerate(names.tolist()):
-            found = bias.shares(label[number == i], classes)
-            metrics[f"deviation_{name}"] = bias.deviation(found, reference)
-            table[name] = dict(zip(self.attributes, found.tolist(), strict=True))
+        for rate in self.errors:
+            corrected = (bias.without_error(shares, rate) for shares in found)
+            metrics[f"deviation_error_{rate:g}"] = _mean(
+                bias.deviation(shares, reference) for shares in corrected
+            )
+        by: dict[str, list[float]] = collections.defaultdict(list)
+        for (language, group), shares in zip(names, found, strict=True):
+            by[language or group].append(bias.deviation(shares, reference))
+        metrics |= {f"deviation_{name}": _mean(deviations) for name, deviations in by.items()}
+        if languages:
+            means = [_mean(deviations) for deviations in by.values()]
+            metrics["gap"] = max(means) - min(means)
         if prompts:
             said = predictor.encode_text([clip_score.PREFIX + prompt for prompt in prompts])
-            metrics["alignment"] = Mean.of(clip_score.clip_score(images, said))
+            scores = clip_score.clip_score(images, said)
+            metrics["alignment"] = Mean.of(scores)
+            for language in sorted(set(languages)):
+                of = np.array(languages) == language
+                metrics[f"alignment_{language}"] = Mean(scores * of, of.astype(np.float64))
+        table = {
+            f"{language}: {group}" if language else group: dict(
+                zip(self.attributes, shares.tolist(), strict=True)
+            )
+            for (language, group), shares in zip(names, found, strict=True)
+        }
+        of = dict(zip(self.attributes, reference.tolist(), strict=True))
         protocol = {"attributes": list(self.attributes), "reference": reference.tolist()}
-        return base.Result(metrics, {"shares": {"kind": "shares", "sets": table}}, keys, protocol)
+        shown = {"kind": "shares", "reference": of, "sets": table}
+        return base.Result(metrics, {"shares": shown}, keys, protocol)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +169,7 @@ class SetDistances(base.Evaluator):
         Raises:
           UserError: no record of the anchor, fewer than two sets, or a model without embeddings.
         """
-        images, groups, keys, _ = _embed(self, predictor)
+        images, (groups,), keys = _embed(self, predictor, self.group)
         names = sorted(set(groups) - {self.anchor})
         groups = np.array(groups)
         own = images[groups == self.anchor]
@@ -142,7 +183,8 @@ class SetDistances(base.Evaluator):
         distances = {name: bias.frechet(own, images[groups == name]) for name in names}
         metrics = {f"distance_{name}": value for name, value in distances.items()}
         metrics["examples"] = float(len(keys))
-        shown = {"kind": "distances", "nearest": min(distances, key=distances.get), **distances}
+        nearest = min(distances, key=distances.get)
+        shown = {"kind": "distances", "anchor": self.anchor, "nearest": nearest, "sets": distances}
         protocol = {"anchor": self.anchor, "distance": "Frechet, unit embeddings"}
         return base.Result(metrics, {"distances": shown}, keys, protocol)
 
@@ -189,7 +231,7 @@ class ClusterBias(base.Evaluator):
         Raises:
           UserError: no record of an identity, no other set, or a model without embeddings.
         """
-        images, groups, keys, _ = _embed(self, predictor)
+        images, (groups,), keys = _embed(self, predictor, self.group)
         if missing := sorted(set(self.identities) - set(groups)):
             raise UserError(f"no record has the {self.group} {missing[0]!r}")
         known = np.isin(groups, self.identities)
@@ -228,124 +270,20 @@ class ClusterBias(base.Evaluator):
         return base.Result(metrics, {"clusters": table}, kept, protocol)
 
 
-class Objects(Protocol):
-    """The objects that a text names."""
-
-    def __call__(self, text: str) -> Sequence[str]: ...
-
-
-# Words that are no objects, in prompts and short captions.
-_NO_OBJECTS = frozenset(
-    """a an the this that these those there it its his her their our my your some any each other
-    another both all many few several one two three four five six seven eight nine ten and or but
-    with without of on in at by to from for into onto over under above below behind beside between
-    near next front back top bottom left right up down out off around through inside outside along
-    is are was be been being has have having do does not no as like very who which what while
-    photo picture image painting drawing view scene background""".split()
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class ContentWords:
-    """The words of a text but for function words, each once: the official program's way to take
-    nouns without a tagger, so adjectives and verbs count too. Synonyms and plurals stay apart.
-    """
-
-    also_left_out: tuple[str, ...] = ()
-
-    def __call__(self, text: str) -> Sequence[str]:
-        words = dict.fromkeys(re.findall(r"[^\W_]+", text.lower()))
-        return [w for w in words if w not in _NO_OBJECTS and w not in self.also_left_out]
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptBias(base.Evaluator):
-    """What images show that nobody asked for: distribution bias, Jaccard hallucination and miss
-    rate of images and the prompts that made them (arXiv:2312.13053).
-
-    Objects come from captions of the images, the model's own or a text feature; with a feature and
-    its own captions as prompts it measures a caption data set. An image misses its prompt if the
-    text " " fits it as well or better, as in the official program.
-
-    Attributes:
-      source: records with an image and a prompt.
-      objects: an `Objects`; it also decides which words are one thing.
-      prompt: text feature.
-      captions: text feature of which the first counts, or None: the model's own.
-      decoding: of its own captions; None takes the contract's.
-      batch_size: images prepared at a time.
-    """
-
-    source: Source
-    objects: Any = ContentWords()
-    prompt: str = "prompt"
-    captions: str | None = None
-    decoding: Decoding | None = None
-    batch_size: int = 256
-
-    place: ClassVar[int] = 73
-    about: ClassVar[dict[str, About]] = {
-        "distribution_bias": About(
-            "Distribution bias", "area under the frequencies of objects not asked for", "score"
-        ),
-        "hallucination": About(
-            "Hallucination",
-            "1 - Jaccard index of objects asked for and shown",
-            lower_is_better=True,
-        ),
-        "miss_rate": About("Miss rate", "images that miss their prompt", lower_is_better=True),
-    }
-
-    def evaluate(self, predictor: Predictor, step: int) -> base.Result:
-        """Metrics: distribution_bias, hallucination, miss_rate, objects, examples.
-
-        Raises:
-          UserError: a record without prompt, or a model without embeddings or captions.
-        """
-        how = self.decoding or predictor.contract.decoding
-        unasked: collections.Counter = collections.Counter()
-        hallucinated: list[float] = []
-        missed: list[bool] = []
-        keys: list[str] = []
-        for batch in base.examples(self.source, predictor.contract, self.batch_size):
-            prompts = [texts[0] for texts in base.captions_of(batch, self.prompt)]
-            if self.captions is None:
-                tokens, _ = predictor.generate(batch["image"], how, seed=len(keys))
-                said = predictor.contract.detokenize(tokens)
-            else:
-                said = [texts[0] for texts in base.captions_of(batch, self.captions)]
-            for prompt, caption in zip(prompts, said, strict=True):
-                asked, shown = set(self.objects(prompt)), set(self.objects(caption))
-                unasked.update(shown - asked)
-                hallucinated.append(bias.hallucination(asked, shown))
-            pairs = [(prompt, " ") for prompt in prompts]
-            scores = Similarity()(predictor, batch["image"], pairs, [""] * len(pairs))
-            missed += (chosen(scores, np.zeros(len(pairs), int)) != 0).tolist()
-            keys += list(map(str, batch["key"]))
-        metrics: dict[str, float | Statistic] = {
-            "distribution_bias": bias.distribution_bias(list(unasked.values()) or [0]),
-            "hallucination": Mean.of(hallucinated),
-            "miss_rate": Mean.of(missed),
-            "objects": float(len(unasked)),
-            "examples": float(len(keys)),
-        }
-        shown = {"kind": "objects", "unasked": dict(unasked.most_common(30))}
-        protocol = {
-            "captions": self.captions or "the model's own",
-            "missed": 'against the text " "',
-        }
-        return base.Result(metrics, {"objects": shown}, keys, protocol)
-
-
 def _embed(
-    evaluator: Any, predictor: Predictor, prompt: str | None = None
-) -> tuple[Float[np.ndarray, "image width"], list[str], list[str], list[str]]:
-    """Unit embeddings, sets, keys and prompts of the sound records."""
-    embeddings, groups, keys, prompts = [], [], [], []
-    for batch in base.examples(evaluator.source, predictor.contract, evaluator.batch_size):
-        embeddings.append(predictor.encode_image(batch["image"]))
-        groups += [texts[0] for texts in base.captions_of(batch, evaluator.group)]
-        if prompt is not None:
-            prompts += [texts[0] for texts in base.captions_of(batch, prompt)]
+    evaluator: Any, predictor: Predictor, *names: str | None
+) -> tuple[Float[np.ndarray, "image width"], list[list[str]], list[str]]:
+    """Unit embeddings of the sound records, the first text of each feature (none of None), keys."""
+    embeddings, keys = [], []
+    found: list[list[str]] = [[] for _ in names]
+    for batch in features.embedded(predictor, evaluator.source, evaluator.batch_size):
+        embeddings.append(batch["image_embedding"])
+        for texts, name in zip(found, names, strict=True):
+            if name is not None:
+                texts += [row[0] for row in base.captions_of(batch, name)]
         keys += list(map(str, batch["key"]))
-    return np.concatenate(embeddings).astype(np.float64), groups, keys, prompts
+    return np.concatenate(embeddings).astype(np.float64), found, keys
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

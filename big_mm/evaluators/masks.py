@@ -50,7 +50,7 @@ class ClassMasks:
 
     def __call__(self, record: Mapping[str, Any]) -> Mask:
         """Raises UserError: no mask, or a number without a class name."""
-        numbers = _read(record, self.mask).astype(np.int64)
+        numbers = read(record, self.mask).astype(np.int64)
         ignored = (numbers == self.ignore) | (numbers < self.first)
         numbers = np.where(ignored, IGNORE, numbers - self.first)
         if (wrong := (numbers >= len(self.classnames)) & ~ignored).any():
@@ -80,7 +80,7 @@ class SceneMasks:
 
     def __call__(self, record: Mapping[str, Any]) -> Mask:
         """Raises UserError: no mask or no scene."""
-        instances = _read(record, "mask")
+        instances = read(record, "mask")
         scene = Scene.from_json(base.first_text(_feature(record, "scene")))
         names = ["background", *(getattr(item, self.by) for item in scene.objects)]
         return np.array([self.classnames.index(n) for n in names], np.uint8)[instances]
@@ -99,7 +99,8 @@ def prepare(mask: Mask, contract: Contract) -> UInt8[np.ndarray, "size size"]:
     return np.where(cover.max(axis=0) > 0, found, IGNORE).astype(np.uint8)
 
 
-def _read(record: Mapping[str, Any], key: str) -> np.ndarray:
+def read(record: Mapping[str, Any], key: str) -> UInt8[np.ndarray, "height width"]:
+    """The numbers in a record's mask picture. Raises a UserError if there is none."""
     values = _feature(record, key)
     data = values if isinstance(values, bytes) else values[0]
     array = np.asarray(Image.open(io.BytesIO(data)))

@@ -8,7 +8,7 @@ import numpy as np
 from big_mm.data.records import Source
 from big_mm.evaluators import base
 from big_mm.evaluators.base import About
-from big_mm.evaluators.scoring import Similarity
+from big_mm.evaluators.scoring import Similarity, cut_texts
 from big_mm.metrics.choice import winoground
 from big_mm.metrics.statistics import Mean
 from big_mm.predictor import Predictor
@@ -75,4 +75,5 @@ class Pairs(base.Evaluator):
         metrics = {name: Mean.of(value) for name, value in found.items()} | chance
         metrics["examples"] = float(len(members))
         protocol = {"score": self.scorer.protocol(), "prefix": self.prefix}
+        protocol |= cut_texts(predictor.contract, (self.prefix + text for text in captions))
         return base.Result(metrics, keys=list(members), protocol=protocol)

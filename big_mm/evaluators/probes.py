@@ -72,6 +72,11 @@ class Probe(base.Evaluator):
 
     place: ClassVar[int] = 50
 
+    @property
+    def source(self) -> Source:
+        """The records that the metrics are of."""
+        return self.test
+
     def evaluate(self, predictor: Predictor, step: int) -> base.Result:
         """Metrics: accuracy and mean_per_class of each setting, their chance levels, examples.
 

@@ -5,21 +5,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from big_mm import search
 from big_mm.data.records import Source
-from big_mm.evaluators import base
+from big_mm.evaluators import base, features
 from big_mm.evaluators.base import About
 from big_mm.metrics import hubness, recall
 from big_mm.metrics.recall import Pairs, Ranking
 from big_mm.metrics.statistics import Mean, MedianRank, Statistic
 from big_mm.predictor import Predictor
-from big_mm.spec import choose
+from big_mm.similarity import Cosine, Similarity
+from big_mm.spec import UserError, choose
+from big_mm.types import Outputs
 
 _SHOWN = 6  # right and wrong queries of each direction
 _SHOWN_RESULTS = 3
 _KNOWN_KS = (1, 5, 10, 50, 100)
+# Queries, gallery, and what is right.
+Side = tuple[Any, Any, Pairs]
 _HUBS = 10  # the depth at which hubs are counted
 
 
@@ -117,6 +121,7 @@ class Retrieval(base.Evaluator):
     Attributes:
       source: records with an image and captions.
       ks: the depths to report.
+      similarity: of images and texts; one that is no cosine takes neither banks nor `rerank`.
       captions: the record's key with the captions; each is a text query.
       captions_per_image: the first so many captions of an image (5 for COCO); None: all.
       same_captions: "apart" (the field's rule: a caption that another image has too is wrong for
@@ -132,6 +137,7 @@ class Retrieval(base.Evaluator):
 
     source: Source
     ks: tuple[int, ...] = (1, 5, 10)
+    similarity: Similarity = Cosine()
     captions: str = "captions"
     captions_per_image: int | None = None
     same_captions: str = "apart"
@@ -147,6 +153,11 @@ class Retrieval(base.Evaluator):
 
     def __post_init__(self) -> None:
         choose("same_captions", self.same_captions, ("apart", "shared"))
+        if not isinstance(self.similarity, Cosine) and (self.banks or self.rerank):
+            raise UserError(
+                f"banks and rerank need the cosine of embeddings, not {self.similarity!r}: leave "
+                "them out"
+            )
 
     def evaluate(self, predictor: Predictor, step: int) -> base.Result:
         """Metrics: by direction r@k, median_rank, map@k, hubness and chance levels; images, texts.
@@ -161,16 +172,15 @@ class Retrieval(base.Evaluator):
             depth = max(depth, self.rerank.depth)
         rankings = {}
         metrics: dict[str, float | Statistic] = {}
-        for direction, (queries, gallery, relevance) in sides.items():
-            ranking = search.rank(queries, gallery, relevance, depth, predictor.mesh)
-            ranks = search.ranks(queries, gallery, relevance, ranking, predictor.mesh)
-            rankings[direction] = ranking, ranks
+        for direction, side in sides.items():
+            rankings[direction] = self._ranked(direction, side, depth, predictor)
         if self.rerank is not None:
             rankings = self._again(predictor, found, sides, rankings)
         owners = {"image_to_text": np.arange(found.images), "text_to_image": found.owner}
         for direction, (ranking, ranks) in rankings.items():
             of = _ByImage(owners[direction], found.images)
-            relevance, items = sides[direction][2], len(sides[direction][1])
+            relevance = sides[direction][2]
+            items = len(found.texts) if direction == "image_to_text" else found.images
             for k in self.ks:
                 metrics[f"{direction}_r@{k}"] = of.mean(ranking.hits(k))
                 metrics[f"{direction}_r@{k}_chance"] = recall.chance(relevance, items, k)
@@ -186,9 +196,7 @@ class Retrieval(base.Evaluator):
         artifact = _shown({k: r for k, (r, _) in rankings.items()}, picture, found)
         return base.Result(metrics, {"examples": artifact}, found.keys, self._protocol())
 
-    def _sides(
-        self, predictor: Predictor, found: "_Embedded"
-    ) -> dict[str, tuple[np.ndarray, np.ndarray, Pairs]]:
+    def _sides(self, predictor: Predictor, found: "_Embedded") -> dict[str, Side]:
         """Queries, gallery and what is right, by direction."""
         by_image, by_text = found.pairs
         counts = found.images, len(found.texts)
@@ -206,11 +214,29 @@ class Retrieval(base.Evaluator):
             for direction, (queries, gallery, relevance) in sides.items()
         }
 
+    def _ranked(
+        self, direction: str, side: Side, depth: int, predictor: Predictor
+    ) -> tuple[Ranking, Int[np.ndarray, " query"]]:
+        """The ranking of one direction, and the rank of each query's first right item."""
+        mesh, similarity = predictor.mesh, self.similarity
+        if isinstance(similarity, Cosine):
+            ranking = search.rank(*side, depth, mesh)
+            return ranking, search.ranks(*side, ranking, mesh)
+
+        def to_text(images: Outputs, texts: Outputs) -> Array:
+            return similarity(images, texts)[0]
+
+        def to_image(texts: Outputs, images: Outputs) -> Array:
+            return similarity(images, texts)[1].T
+
+        score = to_text if direction == "image_to_text" else to_image
+        return search.rank_by(score, *side, depth, mesh)
+
     def _again(
         self,
         predictor: Predictor,
         found: "_Embedded",
-        sides: Mapping[str, tuple[np.ndarray, np.ndarray, Pairs]],
+        sides: Mapping[str, Side],
         rankings: Mapping[str, tuple[Ranking, Int[np.ndarray, " query"]]],
     ) -> dict[str, tuple[Ranking, Int[np.ndarray, " query"]]]:
         """The rankings with their first items in the order of the likelihood."""
@@ -261,6 +287,8 @@ class Retrieval(base.Evaluator):
             "prefix": self.prefix,
             "hit": "any right item in the top k; equal similarities count against the model",
         }
+        if self.similarity != Cosine():
+            protocol["similarity"] = repr(self.similarity)
         if self.banks is not None:
             protocol["hubs"] = self.banks.protocol()
         if self.rerank is not None:
@@ -270,16 +298,18 @@ class Retrieval(base.Evaluator):
 
 @dataclasses.dataclass(frozen=True)
 class _Embedded:
-    """Embeddings of a source's images and captions.
+    """A source's images and captions.
 
     Attributes:
+      image, text: embeddings [image, width] and [text, width]; for another similarity than the
+        cosine the outputs that it reads, by name.
       pairs: (image, text) numbers of each caption, by image.
       owner: the first image of each text.
       index, keys: where an image stands in the source, and its record key.
     """
 
-    image: Float[np.ndarray, "image width"]
-    text: Float[np.ndarray, "text width"]
+    image: Any
+    text: Any
     texts: list[str]
     pairs: tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]]
     index: list[int]
@@ -303,11 +333,12 @@ def _embed(
     limit: int | None,
     captions: str | None = None,
 ) -> _Embedded:
-    embeddings, by_image = [], []
+    seen, by_image = [], []
+    similarity = how.similarity
     index: list[int] = []
     keys: list[str] = []
-    for batch in base.examples(source, predictor.contract, how.batch_size, limit):
-        embeddings.append(predictor.encode_image(batch["image"]))
+    for batch in features.embedded(predictor, source, how.batch_size, limit, similarity.image):
+        seen.append({name: batch[name] for name in similarity.image})
         rows = base.captions_of(batch, captions or how.captions)
         by_image += [row[: how.captions_per_image] for row in rows]
         index += batch["index"].tolist()
@@ -319,8 +350,11 @@ def _embed(
         numbers_of = {text: number for number, text in enumerate(dict.fromkeys(flat))}
         numbers = np.array([numbers_of[text] for text in flat])
         flat = list(numbers_of)
-    text = predictor.encode_text([how.prefix + caption for caption in flat])
-    return _Embedded(np.concatenate(embeddings), text, flat, (owners, numbers), index, keys)
+    text = predictor.text_outputs([how.prefix + caption for caption in flat], similarity.text)
+    image = {name: np.concatenate([part[name] for part in seen]) for name in similarity.image}
+    if isinstance(similarity, Cosine):
+        (image,), (text,) = image.values(), text.values()
+    return _Embedded(image, text, flat, (owners, numbers), index, keys)
 
 
 @dataclasses.dataclass(frozen=True)

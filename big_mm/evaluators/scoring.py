@@ -1,12 +1,14 @@
 """How well each of several texts fits an image: by the embeddings, or by the caption decoder."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol, get_args
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float, UInt8
 
+from big_mm.data.contract import Contract
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError, choose
 
@@ -22,7 +24,11 @@ class TextScorer(Protocol):
     def __call__(
         self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
     ) -> Scores:
-        """The score of each of an image's texts behind its prefix; -inf where it has fewer."""
+        """The score of each of an image's texts behind its prefix; -inf where it has fewer.
+
+        Raises:
+          UserError: two of them are one to the model (`refuse_equal`), or it has diverged.
+        """
 
     def protocol(self) -> str:
         """What the scores are, for tables."""
@@ -35,7 +41,8 @@ class Similarity:
     def __call__(
         self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
     ) -> Scores:
-        whole = [[first + text for text in row] for first, row in zip(prefix, texts, strict=True)]
+        whole = joined(prefix, texts)
+        refuse_equal(predictor.contract, whole)
         distinct = dict.fromkeys(text for row in whole for text in row)
         position = {text: i for i, text in enumerate(distinct)}
         image = predictor.encode_image(images).astype(np.float64)
@@ -67,6 +74,7 @@ class Likelihood:
     def __call__(
         self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
     ) -> Scores:
+        refuse_equal(predictor.contract, joined(prefix, texts))
         totals, counts = predictor.texts_log_likelihood(images, texts, prefix)
         totals = totals.astype(np.float64)
         return checked(totals / np.maximum(counts, 1) if self.per == "token" else totals)
@@ -84,3 +92,43 @@ def checked(scores: Scores) -> Scores:
     if np.isnan(scores).any():
         raise UserError("the scores are not finite: the model has diverged")
     return scores
+
+
+def joined(prefix: Sequence[str], texts: Texts) -> list[list[str]]:
+    """Each image's prefix before each of its texts."""
+    return [[first + text for text in row] for first, row in zip(prefix, texts, strict=True)]
+
+
+def refuse_equal(contract: Contract, texts: Texts) -> None:
+    """Raises UserError if two texts of an image are one to the model, which cuts long ones."""
+    cut = _too_long(contract, (text for row in texts for text in row))
+    for row in texts:
+        if cut.isdisjoint(row):
+            continue
+        distinct, seen = list(dict.fromkeys(row)), {}
+        for text, ids in zip(distinct, contract.text(distinct)[0].tolist(), strict=True):
+            other = seen.setdefault(tuple(ids), text)
+            if other != text and not cut.isdisjoint((text, other)):
+                raise UserError(
+                    f"{other!r} and {text!r} are the same text to the model, which cuts them after "
+                    f"{contract.max_len} tokens: shorten them, or take a model of a larger max_len"
+                )
+
+
+def cut_texts(contract: Contract, texts: Iterable[str]) -> dict[str, str]:
+    """For the protocol: how many of the different texts the model sees only in part; nothing if it
+    sees all. Warns of the first.
+    """
+    distinct = list(dict.fromkeys(texts))
+    cut = _too_long(contract, distinct)
+    if not cut:
+        return {}
+    said = f"{len(cut)} of {len(distinct)} after {contract.max_len} tokens"
+    first = next(text for text in distinct if text in cut)
+    logging.warning("texts longer than the model reads are cut: %s, the first is %r", said, first)
+    return {"texts cut": said}
+
+
+def _too_long(contract: Contract, texts: Iterable[str]) -> set[str]:
+    distinct = list(dict.fromkeys(texts))
+    return {distinct[i] for i in contract.too_long(distinct)}

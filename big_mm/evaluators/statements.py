@@ -82,6 +82,7 @@ class Statements(base.Evaluator):
         truth: list[int] = []
         said: list[int] = []
         groups: list[str] = []
+        prompts: list[str] = []
         keys: list[str] = []
         shown: list[dict[str, Any]] = []
         for batch in base.examples(self.source, predictor.contract, self.batch_size, self.limit):
@@ -92,8 +93,9 @@ class Statements(base.Evaluator):
                     raise UserError(
                         f"record {str(key)!r}: the label {label!r} is none of {', '.join(names)}"
                     )
-            prompts = [self.prompt.replace("{}", statement) for statement in statements]
-            answers = self.answerer(predictor, batch["image"], prompts, words)
+            asked = [self.prompt.replace("{}", statement) for statement in statements]
+            prompts += asked
+            answers = self.answerer(predictor, batch["image"], asked, words)
             truth += [names.index(label) for label in labels]
             said += [read.get(vqa.normalize(answer), -1) for answer in answers]
             if self.consistency is not None:
@@ -114,7 +116,7 @@ class Statements(base.Evaluator):
             numbers = np.unique(groups, return_inverse=True)[1]
             metrics["consistency"] = AllRight((np.array(truth) == said).astype(float), numbers)
         protocol = {"prompt": self.prompt, "labels": dict(self.labels)}
-        protocol |= self.answerer.protocol(predictor)
+        protocol |= self.answerer.protocol(predictor, prompts, words)
         return base.Result(
             metrics, {"answers": {"kind": "queries", "queries": shown}}, keys, protocol
         )

@@ -1,4 +1,4 @@
-"""Answering questions about images, scored as VQA does."""
+"""Answering questions about images, scored as VQA and its relatives do."""
 
 import collections
 import dataclasses
@@ -151,7 +151,9 @@ class VqaFiles:
 class VQA(base.Evaluator):
     """VQA's soft accuracy: an answer is right as far as people gave it (`metrics.vqa`).
 
-    Answers are compared as text after the official normalisation. Ranking, generation and a trained
+    Answers are compared as text by the benchmark's own rule: TextVQA's, ST-VQA's, DocVQA's ANLS and
+    ChartQA's are other ones than VQA's, and the text in the image is only what the model sees of
+    it. Ranking, generation and a trained
     classifier over frequent answers are three different settings that do not compare. Chance is the
     accuracy of the single answer that people gave most often.
 
@@ -160,7 +162,7 @@ class VQA(base.Evaluator):
       questions: `RecordQuestions`, or `VqaFiles` of the benchmark.
       answerer: `answering.Ranking` over candidates, or `answering.Generation`.
       prompt: what stands before the answer; {} is the question.
-      rule: of `metrics.vqa.accuracy`.
+      rule: of `metrics.vqa.accuracy`: "vqa", "aokvqa", "textvqa", "stvqa", "anls" or "chartqa".
       submission: where to write [{"question_id": ..., "answer": ...}], as the servers take it.
       batch_size: images prepared at a time.
       limit: only the first records.
@@ -171,7 +173,7 @@ class VQA(base.Evaluator):
     answerer: Any = Ranking()
     prompt: str = "question: {} answer: "
     rule: str = "vqa"
-    submission: str | None = None
+    submission: str | None = dataclasses.field(default=None, metadata={files.WRITTEN: True})
     batch_size: int = 64
     limit: int | None = None
 
@@ -210,10 +212,9 @@ class VQA(base.Evaluator):
             if not rows:
                 continue
             here = [question for questions in found for question in questions]
-            prompts = [self.prompt.replace("{}", question.text) for question in here]
-            said = self.answerer(predictor, batch["image"][rows], prompts)
+            said = self.answerer(predictor, batch["image"][rows], self._prompts(here))
             for i in range(min(len(here), _SHOWN - len(shown))):
-                shown.append(_shown(batch["image"][rows[i]], here[i], said[i]))
+                shown.append(_shown(batch["image"][rows[i]], here[i], said[i], self.rule))
             asked_of = {row: len(keys) + n for n, row in enumerate(dict.fromkeys(rows))}
             image += [asked_of[row] for row in rows]
             keys += [str(batch["key"][row]) for row in asked_of]
@@ -227,10 +228,14 @@ class VQA(base.Evaluator):
             files.write_json(self.submission, submission(asked, answers))
         metrics = self._scores(asked, answers, np.array(image), len(keys))
         metrics |= {"questions": float(len(asked)), "images": float(len(keys))}
-        protocol = {"prompt": self.prompt, "rule": self.rule} | self.answerer.protocol(predictor)
+        protocol = {"prompt": self.prompt, "rule": self.rule}
+        protocol |= self.answerer.protocol(predictor, self._prompts(asked))
         return base.Result(
             metrics, {"answers": {"kind": "queries", "queries": shown}}, keys, protocol
         )
+
+    def _prompts(self, asked: Sequence[Question]) -> list[str]:
+        return [self.prompt.replace("{}", question.text) for question in asked]
 
     def _questions(self, record: Mapping[str, Any]) -> Sequence[Question]:
         found = self.questions.of(record)
@@ -278,9 +283,9 @@ def submission(asked: Sequence[Question], answers: Sequence[str]) -> list[dict[s
     ]
 
 
-def _shown(image: np.ndarray, question: Question, answer: str) -> dict[str, Any]:
+def _shown(image: np.ndarray, question: Question, answer: str, rule: vqa.Rule) -> dict[str, Any]:
     people = collections.Counter(question.people).most_common(3)
-    right = bool(people) and vqa.accuracy(answer, question.people) > 0
+    right = bool(people) and vqa.accuracy(answer, question.people, rule) > 0
     return {
         "image": base.picture(image),
         "text": question.text,

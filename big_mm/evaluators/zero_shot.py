@@ -2,21 +2,27 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
+from big_mm import search
 from big_mm.data.records import Source
-from big_mm.evaluators import base, files
+from big_mm.evaluators import base, features, files
 from big_mm.evaluators.base import About
 from big_mm.evaluators.prompts import Differential, Templates
 from big_mm.metrics import recall
 from big_mm.metrics.recall import SameId
 from big_mm.metrics.statistics import ClassMean, Mean, Statistic
 from big_mm.predictor import Predictor
+from big_mm.similarity import Cosine, Similarity
 from big_mm.spec import UserError
+from big_mm.types import Outputs
 
 _SHOWN_CONFUSIONS = 8
 _SHOWN_MISTAKES = 6
@@ -37,6 +43,8 @@ class ZeroShot(base.Evaluator):
         for each language; None: the records' own `class_name`, so the schema needs
         extra=("class_name",), and the choice is among the classes that occur.
       prompts: the texts of each class, a component of `prompts`.
+      similarity: of images and texts; by one that is no cosine, a class's score is the mean over
+        its texts (FILIP's rule, arXiv:2111.07783), and there is no second look.
       second_look: a `Differential`, if classes that are nearly alike are to be told apart.
       ks: "top<k>" beside accuracy, for each k below the number of classes.
       label: the record's key with the class number.
@@ -47,6 +55,7 @@ class ZeroShot(base.Evaluator):
     source: Source
     classnames: tuple[str, ...] | str | None = None
     prompts: Any = Templates()
+    similarity: Similarity = Cosine()
     second_look: Differential | None = None
     ks: tuple[int, ...] = (5,)
     label: str = "label"
@@ -74,6 +83,8 @@ class ZeroShot(base.Evaluator):
                 f"prompts={self.prompts!r} must be a component such as "
                 "big_mm.evaluators.prompts.Templates"
             )
+        if not isinstance(self.similarity, Cosine) and self.second_look:
+            raise UserError(f"second_look needs the cosine of embeddings, not {self.similarity!r}")
 
     def evaluate(self, predictor: Predictor, step: int) -> base.Result:
         """Metrics: accuracy, mean_per_class, top<k>, their chance levels, examples.
@@ -82,19 +93,24 @@ class ZeroShot(base.Evaluator):
           UserError: no label, a label without a name, one name twice, or a model without
             embeddings.
         """
-        embeddings, labels, named, index, keys = self._embed_images(predictor)
+        images, labels, named, index, keys = self._embed_images(predictor)
         classnames, labels = self._classes(labels, named)
         count = len(classnames)
         texts = self.prompts.texts(classnames)
-        classes = class_embeddings(predictor, texts, self.prompts.renormalize)
         ks = [k for k in sorted(self.ks) if k < count]
         depth = max([1, *ks, self.second_look.k if self.second_look else 1])
         relevance = SameId(labels, np.arange(count))
-        ranking = recall.rank(embeddings, classes, relevance, k=depth)
-        if self.second_look is not None:
-            ranking = look_again(
-                predictor, self.second_look, classnames, classes, embeddings, labels, ranking
-            )
+        if isinstance(self.similarity, Cosine):
+            (output,) = self.similarity.text
+            classes = class_embeddings(predictor, texts, self.prompts.renormalize, output)
+            ranking = recall.rank(images, classes, relevance, k=depth)
+            if self.second_look is not None:
+                pair = self.second_look, classnames
+                ranking = look_again(predictor, *pair, classes, images, labels, ranking, output)
+        else:
+            classes = class_outputs(predictor, texts, self.similarity.text)
+            score = functools.partial(_class_scores, self.similarity)
+            ranking, _ = search.rank_by(score, images, classes, relevance, depth, predictor.mesh)
         first = ranking.right[:, 0]
         metrics: dict[str, float | Statistic] = {
             "accuracy": Mean.of(first),
@@ -114,34 +130,36 @@ class ZeroShot(base.Evaluator):
             for i in np.flatnonzero(~first)[:_SHOWN_MISTAKES]
         ]
         protocol = {"classes": count} | self.prompts.protocol()
+        if self.similarity != Cosine():
+            protocol["similarity"] = repr(self.similarity)
         if self.second_look is not None:
             protocol |= self.second_look.protocol()
         return base.Result(metrics, {"classes": table}, keys, protocol)
 
     def _embed_images(
         self, predictor: Predictor
-    ) -> tuple[
-        Float[np.ndarray, "n width"],
-        Int[np.ndarray, " n"],
-        list[str | None],
-        list[int],
-        list[str],
-    ]:
-        """Embeddings, labels, class names, numbers and keys of the sound records."""
-        embeddings, labels = [], []
+    ) -> tuple[Any, Int[np.ndarray, " n"], list[str | None], list[int], list[str]]:
+        """Embeddings (for another similarity than the cosine what it reads, by name), labels, class
+        names, numbers and keys of the sound records.
+        """
+        wanted = self.similarity.image
+        seen, labels = [], []
         named: list[str | None] = []
         index: list[int] = []
         keys: list[str] = []
-        for batch in base.examples(self.source, predictor.contract, self.batch_size, self.limit):
+        for batch in features.embedded(predictor, self.source, self.batch_size, self.limit, wanted):
             if self.label not in batch:
                 raise UserError(f"the records have no {self.label!r}: set the schema's label")
-            embeddings.append(predictor.encode_image(batch["image"]))
+            seen.append({name: batch[name] for name in wanted})
             labels.append(_numbers(batch[self.label], batch["key"]))
             names = batch.get("class_name", [None] * len(labels[-1]))
             named += [None if name is None else base.first_text(name) for name in names]
             index += batch["index"].tolist()
             keys += list(map(str, batch["key"]))
-        return np.concatenate(embeddings), np.concatenate(labels), named, index, keys
+        images: Any = {name: np.concatenate([part[name] for part in seen]) for name in wanted}
+        if isinstance(self.similarity, Cosine):
+            (images,) = images.values()
+        return images, np.concatenate(labels), named, index, keys
 
     def _classes(
         self, labels: Int[np.ndarray, " n"], named: list[str | None]
@@ -168,11 +186,36 @@ class ZeroShot(base.Evaluator):
 
 
 def class_embeddings(
-    predictor: Predictor, texts: Sequence[Sequence[str]], renormalize: bool = True
+    predictor: Predictor,
+    texts: Sequence[Sequence[str]],
+    renormalize: bool = True,
+    output: str = "text_embedding",
 ) -> Float[np.ndarray, "classes width"]:
     """The mean of the unit embeddings of each class's texts, of unit length if `renormalize`."""
     counts = [len(row) for row in texts]
-    return _means(_embed(predictor, [text for row in texts for text in row]), counts, renormalize)
+    flat = [text for row in texts for text in row]
+    return _means(_embed(predictor, flat, output), counts, renormalize)
+
+
+def class_outputs(
+    predictor: Predictor, texts: Sequence[Sequence[str]], names: Sequence[str]
+) -> Outputs:
+    """Outputs of each class's texts, [classes, texts, ...], and `weight` [classes, texts], a text's
+    share; a class with fewer texts than others has its first one again, which weighs nothing.
+    """
+    most = max(map(len, texts))
+    flat = [text for row in texts for text in [*row, *[row[0]] * (most - len(row))]]
+    outputs = predictor.text_outputs(flat, names)
+    counts = np.array([len(row) for row in texts])[:, None]
+    weight = (np.arange(most) < counts) / counts
+    shaped = {k: v.reshape(len(texts), most, *v.shape[1:]) for k, v in outputs.items()}
+    return shaped | {"weight": weight.astype(np.float32)}
+
+
+def _class_scores(similarity: Similarity, images: Outputs, classes: Outputs) -> Array:
+    texts = {name: classes[name] for name in similarity.text}
+    scores_TxIxC = jax.vmap(lambda one: similarity(images, one)[0], in_axes=1)(texts)
+    return jnp.einsum("tic,ct->ic", scores_TxIxC, classes["weight"])
 
 
 def look_again(
@@ -183,6 +226,7 @@ def look_again(
     images: Float[np.ndarray, "n width"],
     labels: Int[np.ndarray, " n"],
     ranking: recall.Ranking,
+    output: str = "text_embedding",
 ) -> recall.Ranking:
     """The first `differential.k` classes of each image in the order of a second score; ties are
     resolved against the model again.
@@ -193,7 +237,7 @@ def look_again(
     wanted = {(a, b) for row in sets.tolist() for a in row for b in row if a != b}
     texts = {p: differential.texts(classnames[p[0]], classnames[p[1]]) for p in sorted(wanted)}
     flat = sorted({text for found in texts.values() for text in found})
-    vectors = dict(zip(flat, _embed(predictor, flat), strict=True)) if flat else {}
+    vectors = dict(zip(flat, _embed(predictor, flat, output), strict=True)) if flat else {}
     indices, right = ranking.indices.copy(), ranking.right.copy()
     for number, members in enumerate(sets.tolist()):
         rows = np.flatnonzero(np.ravel(which) == number)
@@ -211,10 +255,12 @@ def look_again(
     return recall.Ranking(indices, right, ranking.positives)
 
 
-def _embed(predictor: Predictor, texts: Sequence[str]) -> Float[np.ndarray, "texts width"]:
+def _embed(
+    predictor: Predictor, texts: Sequence[str], output: str
+) -> Float[np.ndarray, "texts width"]:
     """Unit embeddings in float64, each different text computed once."""
     unique, places = np.unique(np.array(texts, dtype=object), return_inverse=True)
-    vectors = predictor.encode_text(unique.tolist()).astype(np.float64)
+    vectors = predictor.text_outputs(unique.tolist(), (output,))[output].astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors[np.ravel(places)]
 

@@ -1,7 +1,8 @@
 """open_clip's architectures by name, for files of weights that come without a config.
 
-CLIP and CoCa of its own towers with CLIP's vocabulary: what OpenAI, LAION, DataComp, DFN and others
-published as single files, and what open_clip's trainer writes. The rest comes with its config.
+CLIP and CoCa of its own towers with CLIP's vocabulary, and CLIP with RoBERTa: what OpenAI, LAION,
+DataComp, DFN and others published as single files, and what open_clip's trainer writes. The rest
+comes with its config.
 """
 
 from typing import Any
@@ -68,6 +69,11 @@ def _coca(size: str, patch: int) -> dict[str, Any]:
     return made | {"custom_text": True}
 
 
+def _roberta(size: str, patch: int, name: str) -> dict[str, Any]:
+    named = {"hf_model_name": name, "hf_tokenizer_name": name, "hf_pooler_type": "mean_pooler"}
+    return _clip(size, patch) | {"text_cfg": named}
+
+
 def _architectures() -> dict[str, dict[str, Any]]:
     plain = {
         **{f"ViT-{size}-{patch}": _clip(size, patch) for size in "SMB" for patch in (16, 32)},
@@ -91,7 +97,13 @@ def _architectures() -> dict[str, dict[str, Any]]:
     }
     plain["ViT-M-16-alt"]["vision_cfg"]["ls_init_value"] = 1e-4
     quick = {f"{name}-quickgelu": made | {"quick_gelu": True} for name, made in plain.items()}
-    return plain | quick | {"coca_ViT-B-32": _coca("B", 32), "coca_ViT-L-14": _coca("L", 14)}
+    coca = {"coca_ViT-B-32": _coca("B", 32), "coca_ViT-L-14": _coca("L", 14)}
+    roberta = {
+        "roberta-ViT-B-32": _roberta("B", 32, "roberta-base") | {"quick_gelu": True},
+        "xlm-roberta-base-ViT-B-32": _roberta("B", 32, "xlm-roberta-base"),
+        "xlm-roberta-large-ViT-H-14": _roberta("H", 14, "xlm-roberta-large"),
+    }
+    return plain | quick | coca | roberta
 
 
 ARCHITECTURES = _architectures()

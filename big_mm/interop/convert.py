@@ -1,17 +1,17 @@
-"""Converts checkpoints between big_mm, open_clip and Hugging Face.
+"""Converts checkpoints between big_mm, open_clip, Hugging Face and big_vision.
 
     python -m big_mm.interop.convert --from ViT-B-16-SigLIP --to big_mm --out siglip
     python -m big_mm.interop.convert --from b16.npz --tokenizer c4.model --to big_mm --out siglip
     python -m big_mm.interop.convert --from B.pt --config ViT-B-32-quickgelu --to big_mm --out b32
     python -m big_mm.interop.convert --from runs/clip --to open_clip --out exported
 
-Read: directories of open_clip and Hugging Face (CLIP, SigLIP, SigLIP 2, CoCa), single files of
-their weights with --config, big_vision's .npz (SigLIP, SigLIP 2, LiT, CapPa); and whatever
-big_mm.load reads. Files that would have to be unpickled are refused, PyTorch's own format is read
-without running anything.
+Read: directories of open_clip and Hugging Face (CLIP, SigLIP, SigLIP 2, CoCa, text towers of BERT
+and RoBERTa), single files of their weights with --config, big_vision's .npz (SigLIP, SigLIP 2,
+NaFlex, LiT, CapPa); and whatever big_mm.load reads. Files that would have to be unpickled are
+refused, PyTorch's own format is read without running anything.
 
-Written: what big_mm.load reads anywhere (parameters, specs, tokenizer), or open_clip's or Hugging
-Face's config, weights and preprocessing, where they can express the model.
+Written: what big_mm.load reads anywhere (parameters, specs, tokenizer), open_clip's or Hugging
+Face's config, weights and preprocessing, or big_vision's .npz, where they can express the model.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Hugging Face's CLIP, SigLIP and SigLIP 2: their configs as specs of ours, and back; the names.
+"""Hugging Face's CLIP, Chinese CLIP (whose text tower is BERT), SigLIP and SigLIP 2: their configs
+as specs of ours, and back; the names.
 
 SigLIP 2 of a fixed resolution is SigLIP to it. The other kind (model_type "siglip2", which takes
 pictures of any aspect ratio) is read as a model of square pictures at its own grid of positions,
@@ -14,7 +15,7 @@ from absl import logging
 
 from big_mm.interop import tables
 from big_mm.interop.mapping import ONE_AXIS, Entry, patches
-from big_mm.interop.settings import Settings, nearest
+from big_mm.interop.settings import Settings, differ, nearest
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.models.layers import Transformer
 from big_mm.models.text import TextTransformer
@@ -22,7 +23,7 @@ from big_mm.models.vision import VisionTransformer
 from big_mm.spec import UserError, spec
 
 Config = ml_collections.ConfigDict
-MODEL_TYPES = ("clip", "siglip", "siglip2")
+MODEL_TYPES = ("clip", "chinese_clip", "siglip", "siglip2")
 # The index of positions, which older versions saved.
 IGNORED = (r".*\.position_ids",)
 _ACTIVATIONS = {
@@ -38,8 +39,15 @@ _WRITTEN = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
 _SIZES = {
     ("clip", "text"): (512, 2048, 12, 8),
     ("clip", "vision"): (768, 3072, 12, 12),
+    ("bert", "text"): (768, 3072, 12, 12),
     ("siglip", "text"): (768, 3072, 12, 12),
     ("siglip", "vision"): (768, 3072, 12, 12),
+}
+# Its activation and the norms' epsilon.
+_DEFAULTS = {
+    "clip": ("quick_gelu", 1e-5),
+    "bert": ("gelu", 1e-12),
+    "siglip": ("gelu_pytorch_tanh", 1e-6),
 }
 
 
@@ -56,7 +64,14 @@ def model_spec(config: Mapping[str, Any], source: str) -> Config:
             f"{source}.model_type={kind!r} is not supported{nearest(str(kind), MODEL_TYPES)}"
         )
     text, vision = (_section(top, name) for name in ("text", "vision"))
-    return _clip(top, text, vision) if kind == "clip" else _siglip(kind, text, vision)
+    if "siglip" in kind:
+        return _siglip(kind, text, vision)
+    return spec(
+        DualEncoder,
+        image=_vision("clip", vision, image_size=vision.get("image_size", 224), pool="cls"),
+        text=_bert(text) if kind == "chinese_clip" else _clip_text(text),
+        embed_dim=top.get("projection_dim", 512),
+    )
 
 
 def _section(top: Settings, name: str) -> Settings:
@@ -65,20 +80,30 @@ def _section(top: Settings, name: str) -> Settings:
     return top.section(f"{name}_config" if old is None else f"{name}_config_dict")
 
 
-def _clip(top: Settings, text: Settings, vision: Settings) -> Config:
+def _clip_text(text: Settings) -> Config:
     # Before its release 4.31 every CLIP said 2, which no tokenizer of CLIP has.
     eos_id = text.get("eos_token_id", 49_407)
     return spec(
-        DualEncoder,
-        image=_vision("clip", vision, image_size=vision.get("image_size", 224), pool="cls"),
-        text=spec(
-            TextTransformer,
-            blocks=_blocks("clip", "text", text),
-            vocab_size=text.get("vocab_size", 49_408),
-            max_len=text.get("max_position_embeddings", 77),
-            **({"pool": "argmax"} if eos_id == 2 else {"pool": "eos", "eos_id": eos_id}),
-        ),
-        embed_dim=top.get("projection_dim", 512),
+        TextTransformer,
+        blocks=_blocks("clip", "text", text),
+        vocab_size=text.get("vocab_size", 49_408),
+        max_len=text.get("max_position_embeddings", 77),
+        **({"pool": "argmax"} if eos_id == 2 else {"pool": "eos", "eos_id": eos_id}),
+    )
+
+
+def _bert(text: Settings) -> Config:
+    text.only("position_embedding_type", "absolute")
+    blocks = _blocks("bert", "text", text)
+    blocks.norm = "post"
+    return spec(
+        TextTransformer,
+        blocks=blocks,
+        vocab_size=text.get("vocab_size", 30_522),
+        max_len=text.get("max_position_embeddings", 512),
+        causal=False,
+        pool="first",
+        token_types=text.get("type_vocab_size", 2),
     )
 
 
@@ -137,7 +162,7 @@ def _vision(kind: str, section: Settings, *, image_size: int, pool: str) -> Conf
 
 def _blocks(kind: str, tower: str, section: Settings) -> Config:
     width, mlp_dim, depth, heads = _SIZES[kind, tower]
-    default = "quick_gelu" if kind == "clip" else "gelu_pytorch_tanh"
+    default, epsilon = _DEFAULTS[kind]
     return spec(
         Transformer,
         width=section.get("hidden_size", width),
@@ -147,7 +172,7 @@ def _blocks(kind: str, tower: str, section: Settings) -> Config:
         activation=_ACTIVATIONS[
             section.only("hidden_act", default, *(_ACTIVATIONS.keys() - {default}))
         ],
-        norm_eps=section.get("layer_norm_eps", 1e-5 if kind == "clip" else 1e-6),
+        norm_eps=section.get("layer_norm_eps", epsilon),
     )
 
 
@@ -165,12 +190,17 @@ def table(model: DualEncoder, *, linear_patches: bool = False) -> list[Entry]:
         *make.one("image/position_embedding", f"{vision}embeddings.position_embedding.weight"),
         *tables.stack("image/blocks", vision + layers, image.blocks, names),
         *make.norm("image/norm", f"{vision}post_layernorm"),
-        *make.one("text/embedding", f"{text}embeddings.token_embedding.weight"),
-        *make.one("text/position_embedding", f"{text}embeddings.position_embedding.weight"),
-        *tables.stack("text/blocks", text + layers, model.text.blocks, names),
-        *make.norm("text/norm", f"{text}final_layer_norm"),
         *make.one("temperature/log_scale", "logit_scale", **scalar),
     ]
+    if tables.is_bert(model.text):
+        entries += tables.bert(text, model.text)
+    else:
+        entries += [
+            *make.one("text/embedding", f"{text}embeddings.token_embedding.weight"),
+            *make.one("text/position_embedding", f"{text}embeddings.position_embedding.weight"),
+            *tables.stack("text/blocks", text + layers, model.text.blocks, names),
+            *make.norm("text/norm", f"{text}final_layer_norm"),
+        ]
     patch = f"{vision}embeddings.patch_embedding"
     if linear_patches:
         entries += make.dense("image/patch", patch)
@@ -204,12 +234,13 @@ def config_of(model: Any, eos_id: int | None = None) -> dict[str, Any]:
       eos_id: the tokenizer's, for a text tower that is read at the end of the caption.
 
     Raises:
-      UserError: Hugging Face's CLIP and SigLIP cannot express it; says what would have to be
-        otherwise.
+      UserError: Hugging Face's CLIP, Chinese CLIP and SigLIP cannot express it; says what would
+        have to be otherwise.
     """
     if not isinstance(model, DualEncoder):
         raise UserError(f"Hugging Face has no model like {type(model).__name__}")
-    kind = "siglip" if model.image.pool == "map" else "clip"
+    bert = tables.is_bert(model.text)
+    kind = "siglip" if model.image.pool == "map" else "chinese_clip" if bert else "clip"
     if wrong := _wrong(model, kind, eos_id):
         raise UserError(f"Hugging Face's {kind} cannot express this model: " + "; ".join(wrong))
     text, image = model.text, model.image
@@ -224,10 +255,13 @@ def config_of(model: Any, eos_id: int | None = None) -> dict[str, Any]:
     if kind == "siglip":
         says["projection_size"] = model.embed_dim
         return config | {"architectures": ["SiglipModel"]}
-    says["eos_token_id"] = 2 if text.pool == "argmax" else text.eos_id or eos_id
+    if bert:
+        says["type_vocab_size"] = text.token_types
+    else:
+        says["eos_token_id"] = 2 if text.pool == "argmax" else text.eos_id or eos_id
     for section in (config, says, sees):
         section["projection_dim"] = model.embed_dim
-    return config | {"architectures": ["CLIPModel"]}
+    return config | {"architectures": ["ChineseCLIPModel" if bert else "CLIPModel"]}
 
 
 def _written(blocks: Transformer) -> dict[str, Any]:
@@ -243,26 +277,24 @@ def _written(blocks: Transformer) -> dict[str, Any]:
 
 def _wrong(model: DualEncoder, kind: str, eos_id: int | None) -> list[str]:
     """What would have to be otherwise."""
-    clip = kind == "clip"
+    clip, bert = kind != "siglip", kind == "chinese_clip"
     text_bias = model.text_projection_bias
     biased = model.projection_bias if text_bias is None else text_bias
     blocks = {"use_bias": True, "norm_bias": True, "layer_scale": 0.0, "cross_attention": False}
     vision = {"position": "learned", "cls_position": True, "registers": 0, "pool": "cls"}
     vision |= {"norm_after_pool": False, "pre_norm": clip, "patch_bias": not clip}
+    vision |= {"position_grid": 0, "rep_size": 0}
     vision |= {} if clip else {"cls_token": False, "pool": "map"}
     needed = [
-        ("image.blocks", model.image.blocks, blocks),
-        ("text.blocks", model.text.blocks, blocks),
+        ("image.blocks", model.image.blocks, blocks | {"norm": "pre"}),
+        ("text.blocks", model.text.blocks, blocks | {"norm": "post" if bert else "pre"}),
         ("image", model.image, vision),
-        ("text", model.text, {"causal": clip}),
+        ("text", model.text, {"causal": kind == "clip", "position_offset": 0, "rep_size": 0}),
+        ("text", model.text, {} if bert else {"token_types": 0}),
         ("model", model, {"image_projection": clip, "text_projection": True}),
+        ("model", model, {"text_projection_hidden": 0}),
     ]
-    wrong = [
-        f"{name}.{key}={getattr(part, key)!r} (needs {value!r})"
-        for name, part, values in needed
-        for key, value in values.items()
-        if getattr(part, key) != value
-    ]
+    wrong = [text for entry in needed for text in differ(*entry)]
     for name, part in (("image", model.image.blocks), ("text", model.text.blocks)):
         if tables.block_biases(part) != (True, True):
             wrong.append(f"{name}.blocks.qkv_bias or out_bias=False (needs True)")
@@ -270,8 +302,11 @@ def _wrong(model: DualEncoder, kind: str, eos_id: int | None) -> list[str]:
         wrong.append(f"projection_bias={biased} (needs {not clip})")
     if (model.logit_bias is None) != clip:
         wrong.append(f"logit_bias={model.logit_bias} (needs {'none' if clip else 'one'})")
-    if model.text.pool not in (("argmax", "eos") if clip else ("last",)):
-        wrong.append(f"text.pool={model.text.pool!r} (needs {'argmax' if clip else 'last'!r})")
+    pools = {"clip": ("argmax", "eos"), "chinese_clip": ("first",), "siglip": ("last",)}[kind]
+    if model.text.pool not in pools:
+        wrong.append(f"text.pool={model.text.pool!r} (needs {pools[0]!r})")
+    if bert and not (model.text.token_types and model.text.mask_padding):
+        wrong.append("text.token_types=0 or mask_padding=False (needs 2, True)")
     if model.text.pool == "eos" and model.text.eos_id is None and eos_id is None:
         wrong.append("text.pool='eos' without eos_id or tokenizer (needs one of them)")
     if not clip and model.text.mask_padding:

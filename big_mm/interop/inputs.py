@@ -32,7 +32,6 @@ RGB = tuple[float, float, float]
 OPENAI_MEAN: RGB = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD: RGB = (0.26862954, 0.26130258, 0.27577711)
 HALF: RGB = (0.5, 0.5, 0.5)
-FAMILIES = ("siglip", "siglip2", "lit", "cappa")
 
 # open_clip's names, then ours.
 _CLEAN = {
@@ -44,6 +43,7 @@ _CLEAN = {
 _RESIZE_MODES = {"shortest": "crop", "longest": "pad", "squash": "squash"}
 _INTERPOLATIONS = {"bicubic": "bicubic", "bilinear": "triangle", "random": "bicubic"}
 _CLIP_SIZE = 49_408
+_CHINESE_LENGTH = 52
 # Pillow's numbers.
 _RESAMPLE = {2: "triangle", 3: "bicubic"}
 
@@ -110,9 +110,13 @@ def _open_clip_text(
     clean = options.get("clean") or ("lower" if own else "whitespace")
     choose("text_cfg.tokenizer_kwargs.clean", clean, _CLEAN)
     names = (*files.MERGES, *files.JSON) if own else (*files.JSON, *files.SENTENCEPIECE)
+    if bert := text.get("hf_model_name"):
+        names = files.JSON
     path = files.find(folder, tokenizer, (*names, *files.WORD_PIECES))
     if path is None:
-        return _CLEAN[clean] | {"tokenizer": _none(folder, names)}
+        return _CLEAN[clean] | {"tokenizer": no_tokenizer(folder, names)}
+    if bert:
+        files.require_bert(path)
     ids = {"pad_id": 0} if own else {}
     made = files.named(path, **ids)
     if options.get("strip_sep_token"):  # its place is kept, and filled with padding
@@ -121,7 +125,8 @@ def _open_clip_text(
 
 
 def hugging_face(folder: epath.Path, tokenizer: str | None) -> Inputs:
-    """Of a Hugging Face CLIP, SigLIP or SigLIP 2 directory, as transformers 5 reads it.
+    """Of a Hugging Face CLIP, SigLIP or SigLIP 2 directory, as transformers 5 reads it. Texts of
+    Chinese CLIP have 52 tokens, as in its authors' program; transformers leaves the length open.
 
     Args:
       folder: with config.json, preprocessor_config.json (or processor_config.json) and tokenizer
@@ -139,10 +144,12 @@ def hugging_face(folder: epath.Path, tokenizer: str | None) -> Inputs:
     contract["padding"] = "attended" if siglip else "masked"
     if siglip:
         contract |= _siglip_text(folder, tokenizer)
+    elif config.get("model_type") == "chinese_clip":
+        contract |= _chinese_text(folder, tokenizer, contract["max_len"])
     else:
         names = (*files.JSON, "merges.txt")
         path = files.find(folder, tokenizer, names)
-        contract["tokenizer"] = _hugging_face_clip(path) if path else _none(folder, names)
+        contract["tokenizer"] = _hugging_face_clip(path) if path else no_tokenizer(folder, names)
     return Inputs(spec(Contract, **contract), mean, std)
 
 
@@ -154,12 +161,23 @@ def _hugging_face_clip(path: epath.Path) -> ml_collections.ConfigDict:
     return files.named(path)
 
 
+def _chinese_text(folder: epath.Path, tokenizer: str | None, longest: int) -> dict[str, Any]:
+    names = (*files.JSON, *files.WORD_PIECES)
+    path = files.find(folder, tokenizer, names)
+    if path is None:
+        made = no_tokenizer(folder, names)
+    else:
+        files.require_bert(path)
+        made = files.named(path)
+    return {"max_len": min(_CHINESE_LENGTH, longest), "tokenizer": made}
+
+
 def _siglip_text(folder: epath.Path, tokenizer: str | None) -> dict[str, Any]:
     """SigLIP's SentencePiece (canonicalised, padded with eos) or SigLIP 2's Gemma (lower-cased)."""
     names = (*files.SENTENCEPIECE[:1], *files.JSON, *files.SENTENCEPIECE[1:])
     path = files.find(folder, tokenizer, names)
     if path is None:
-        return {"tokenizer": _none(folder, names)}
+        return {"tokenizer": no_tokenizer(folder, names)}
     says = files.settings(folder)
     gemma = any(name in str(says.get("tokenizer_class")) for name in ("Siglip2", "Gemma"))
     if says.get("do_lower_case") is False:
@@ -214,50 +232,10 @@ def _hugging_face_pictures(
         "kernel": _RESAMPLE[resample],
         "transparency": "white",
     }
-    clip = name.startswith("CLIP")
+    clip = name.startswith(("CLIP", "ChineseCLIP"))
     mean = says.get("image_mean") or (OPENAI_MEAN if clip else HALF)
     std = says.get("image_std") or (OPENAI_STD if clip else HALF)
     return contract, _rgb(mean), _rgb(std)
-
-
-def big_vision(family: str, image_size: int, max_len: int, tokenizer: str | None) -> Inputs:
-    """Of a big_vision checkpoint, which holds parameters only: as its configs and demos feed it.
-
-    Args:
-      family: one of FAMILIES. "siglip" and "siglip2": `resize(R)|value_range(-1, 1)` and
-        `tokenize(eos="sticky", pad_value=1)`, for Gemma `lower|tok(bos="no", eos="sticky")`; "lit":
-        `bert_tokenize`; "cappa": `tokenize(eos="sticky")`, decoded from a 0.
-      max_len: places of a row; "cappa" has its 0 in the first of them.
-      tokenizer: the SentencePiece model, for "lit" BERT's vocab.txt.
-
-    Raises:
-      UserError: an unknown family, or another kind of tokenizer file than the family has.
-    """
-    choose("family", family, FAMILIES)
-    contract = {
-        "image_size": image_size,
-        "kernel": "tf_bilinear",
-        "rounding": "big_vision",
-        "transparency": "drop",
-        "max_len": max_len,
-        "lowercase": "ascii" if family != "lit" else "casefold",
-        "padding": "attended" if family.startswith("siglip") else "masked",
-    }
-    path = files.find(epath.Path(), tokenizer, ())
-    if path is None:
-        contract["tokenizer"] = _none(None, ("--tokenizer",))
-    else:
-        wanted = "WordPiece" if family == "lit" else "SentencePiece"
-        if (found := files.kind(path).__name__) != wanted:
-            raise UserError(f"{path} is a {found} file; {family} models have a {wanted} one")
-        ids = {
-            "siglip": {"pad_id": 1, "bos_id": -1},
-            "siglip2": {"bos_id": -1},
-            "lit": {"eos_id": -1},
-            "cappa": {"bos_id": 0},
-        }
-        contract["tokenizer"] = files.named(path, **ids[family])
-    return Inputs(spec(Contract, **contract), HALF, HALF)
 
 
 def write_open_clip(folder: epath.Path, contract: Contract, mean: RGB, std: RGB) -> dict[str, Any]:
@@ -266,7 +244,7 @@ def write_open_clip(folder: epath.Path, contract: Contract, mean: RGB, std: RGB)
     Warns of the rules that open_clip does not have. `open_clip_text` is the text's side.
     """
     files.write(folder, contract)
-    _warn("open_clip", contract, rounding="torchvision", transparency="drop", resize_size=None)
+    warn_of("open_clip", contract, rounding="torchvision", transparency="drop", resize_size=None)
     return {
         "size": contract.image_size,
         "mode": "RGB",
@@ -309,7 +287,7 @@ def write_hugging_face(folder: epath.Path, contract: Contract, mean: RGB, std: R
     if contract.resize == "pad":
         raise UserError('Hugging Face\'s processors have nothing like resize="pad"')
     files.write(folder, contract)
-    _warn("Hugging Face", contract, rounding="hugging_face", transparency="white")
+    warn_of("Hugging Face", contract, rounding="hugging_face", transparency="white")
     side, inner = contract.image_size, contract.resize_size or contract.image_size
     squash = contract.resize == "squash"
     resample = {ours: number for number, ours in _RESAMPLE.items()}
@@ -340,10 +318,11 @@ def _nearest(program: str, contract: Contract, known: Mapping[str, str]) -> str:
     return names[kernel]
 
 
-def _warn(program: str, contract: Contract, **rules: Any) -> None:
+def warn_of(program: str, contract: Contract, **rules: Any) -> None:
+    """Warns of the rules of a contract that are not the program's."""
     for key, theirs in rules.items():
         if (ours := getattr(contract, key)) != theirs:
-            logging.warning("%s has %s=%r, not %r: pictures may differ", program, key, theirs, ours)
+            logging.warning("%s has %s=%r, not %r: inputs may differ", program, key, theirs, ours)
 
 
 def _named(table: Mapping[str, str], config: Mapping[str, Any], key: str, default: str) -> str:
@@ -375,7 +354,8 @@ def _rgb(values: Any) -> RGB:
     return tuple(float(v) for v in values)
 
 
-def _none(folder: epath.Path | None, names: Any) -> None:
+def no_tokenizer(folder: epath.Path | None, names: Any) -> None:
+    """Warns that none was found or given."""
     where = f"none of {', '.join(names)} in {folder}" if folder else "none was given"
     logging.warning("no tokenizer (%s): the model will take pictures and token ids only", where)
 

@@ -60,7 +60,9 @@ def patches(size: int, torch: bool = True) -> Codec:
     return Codec(write, lambda theirs, shapes: _reshaped([theirs[0].transpose(back)], shapes))
 
 
-def projections(rank: int, groups: Sequence[int] = (1,), torch: bool = True) -> Codec:
+def projections(
+    rank: int, groups: Sequence[int] = (1,), torch: bool = True, flat: bool = False
+) -> Codec:
     """Queries, keys and values: any number of ours, stacked on the axis before the heads where
     they are several ([in, 3, heads, dim]), and theirs, joined on the first axis.
 
@@ -68,14 +70,16 @@ def projections(rank: int, groups: Sequence[int] = (1,), torch: bool = True) -> 
       rank: of one of them in our layout: 3 for kernels [in, heads, dim], 2 for biases.
       groups: how many of them each of their tensors holds.
       torch: theirs are [out, in]; or as ours (Flax).
+      flat: theirs have no axis of heads, as PyTorch's never have.
     """
 
     def write(ours: Arrays) -> Arrays:
         parts: list[np.ndarray] = []
         for array in ours:
             parts += [array] if array.ndim == rank else list(np.moveaxis(array, -3, 0))
-        if torch:
-            parts = [p.reshape(-1) if rank == 2 else p.reshape(p.shape[0], -1).T for p in parts]
+        if torch or flat:
+            parts = [p.reshape(-1) if rank == 2 else p.reshape(p.shape[0], -1) for p in parts]
+        parts = [p.T for p in parts] if torch else parts
         rest = iter(parts)
         return [_joined([next(rest) for _ in range(count)]) for count in groups]
 
@@ -104,6 +108,8 @@ OUT = Codec(
     lambda ours: [ours[0].reshape(-1, ours[0].shape[-1]).T],
     lambda theirs, shapes: _reshaped([theirs[0].T], shapes),
 )
+# Flax's without an axis of heads, [heads * dim, width].
+FLAT_OUT = Codec(lambda ours: [ours[0].reshape(-1, ours[0].shape[-1])], _reshaped)
 
 
 @dataclasses.dataclass(frozen=True)

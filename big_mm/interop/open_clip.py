@@ -1,7 +1,8 @@
 """open_clip's models (its release 3.3): their configs as specs of ours.
 
-CLIP with open_clip's own towers or plain vision transformers of timm (SigLIP, SigLIP 2 and others),
-and CoCa. The names of the weights are in `open_clip_table`, the way back in `open_clip_export`.
+CLIP with open_clip's own towers, plain vision transformers of timm (SigLIP, SigLIP 2 and others),
+BERT and RoBERTa of Hugging Face; and CoCa. The names of the weights are in `open_clip_table`, the
+way back in `open_clip_export`.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from big_mm.interop import timm_trunks
+from big_mm.interop import text_towers, timm_trunks
 from big_mm.interop.settings import Settings
 from big_mm.models.coca import CoCa
 from big_mm.models.dual_encoder import DualEncoder
@@ -27,6 +28,11 @@ _CUSTOM_BLOCKS = (
 )
 _POOLS = {"tok": "cls", "avg": "gap"}
 _TEXT_POOLS = ("argmax", "first", "last", "eos")
+_BERT_POOLS = {
+    "mean_pooler": "mean",
+    "cls_pooler": "first",
+    "cls_last_hidden_state_pooler": "first",
+}
 
 
 def model_spec(config: Mapping[str, Any], source: str) -> Config:
@@ -63,15 +69,26 @@ def _clip(vision: Settings, text: Settings, embed_dim: int, quick: bool) -> Conf
     proj_type = text.only("proj_type", "linear", "none")
     text_bias = text.only("proj_bias", False, True)
     text.only("embed_cls", False)
+    hidden = 0
+    if (theirs := text.get("hf_model_name")) is None:
+        tower = _text(text, quick, _text_pool(text))
+    else:
+        tower = _bert(text, theirs)
+        width = tower.blocks.width
+        if text.is_null("hf_proj_type"):
+            proj_type = "none"
+        elif text.only("hf_proj_type", "mlp", "linear") == "mlp":
+            hidden = (width + embed_dim) // 2
     return spec(
         DualEncoder,
         image=image,
-        text=_text(text, quick, _text_pool(text)),
+        text=tower,
         embed_dim=embed_dim,
         image_projection=projection,
         text_projection=proj_type == "linear",
         projection_bias=bias,
         text_projection_bias=None if text_bias == bias else text_bias,
+        text_projection_hidden=hidden,
     )
 
 
@@ -186,12 +203,26 @@ def _timm_projection(section: Settings) -> tuple[bool, bool]:
     return kind != "none", bias if kind == "linear" else kind == ""
 
 
+def _bert(section: Settings, name: str) -> Config:
+    """A tower of Hugging Face's; what it is says its name."""
+    known = text_towers.tower(name)
+    made, pool = known.spec(), section.only("hf_pooler_type", *_BERT_POOLS)
+    # Silence means the mean, null what is usual for the kind.
+    if section.is_null("hf_pooler_type") and not known.roberta:
+        pool = "cls_last_hidden_state_pooler"
+    made.pool = _BERT_POOLS[pool]
+    if pool == "cls_pooler":
+        made.rep_size = made.blocks.width
+    section.without_effect(
+        "hf_model_pretrained", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"
+    )
+    section.without_effect("context_length", "vocab_size", "width", "heads", "layers", "pool_type")
+    section.without_effect("output_tokens")
+    return made
+
+
 def _text(section: Settings, quick: bool, pool: str) -> Config:
-    if section.get("hf_model_name") is not None:
-        raise UserError(
-            f"{section.where}.hf_model_name={section.get('hf_model_name')!r} is not supported; "
-            "supported are open_clip's own text transformers"
-        )
+    section.only("hf_model_name", None)
     _refuse_custom_blocks(section)
     section.without_effect(
         "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "output_tokens", "pad_id"

@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
-from big_mm.interop import tables, timm_trunks
+from big_mm.interop import tables, text_towers, timm_trunks
 from big_mm.interop.open_clip import EPSILON
 from big_mm.interop.open_clip_table import layout_of
+from big_mm.interop.settings import differ
 from big_mm.models.coca import CoCa
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.models.layers import Transformer
@@ -35,17 +36,22 @@ def config_of(model: Any, eos_id: int | None = None) -> dict[str, Any]:
         wrong = _wrong_dual_encoder(model, eos_id)
     if wrong:
         raise UserError("open_clip cannot express this model: " + "; ".join(wrong))
-    quick = "quick_gelu" in (model.image.blocks.activation, model.text.blocks.activation)
+    bert = tables.is_bert(model.text)
+    own = (model.image.blocks,) if bert else (model.image.blocks, model.text.blocks)
+    quick = "quick_gelu" in (blocks.activation for blocks in own)
     config: dict[str, Any] = {"embed_dim": model.embed_dim}
     config |= {"quick_gelu": True} if quick else {}
     config["vision_cfg"] = _vision_config(model, quick)
-    config["text_cfg"] = _text_config(model.text, quick, eos_id)
+    text = _bert_config(model) if bert else _text_config(model.text, quick, eos_id)
+    config["text_cfg"] = text
     if isinstance(model, CoCa):
         return config | _coca_config(model, config)
     if layout_of(model).prefix:
         config["custom_text"] = True
     if model.logit_bias is not None:
         config["init_logit_bias"] = model.logit_bias
+    if bert:
+        return config
     text_bias = model.text_projection_bias
     if model.projection_bias if text_bias is None else text_bias:
         config["text_cfg"]["proj_bias"] = True
@@ -56,11 +62,7 @@ def config_of(model: Any, eos_id: int | None = None) -> dict[str, Any]:
 
 def _wrong_blocks(name: str, blocks: Transformer) -> list[str]:
     needed = {"use_bias": True, "norm_bias": True, "cross_attention": False, "self_mlp": False}
-    wrong = [
-        f"{name}.{key}={getattr(blocks, key)} (needs {value})"
-        for key, value in needed.items()
-        if getattr(blocks, key) != value
-    ]
+    wrong = differ(name, blocks, needed)
     if tables.block_biases(blocks)[1] is False:
         wrong.append(f"{name}.out_bias=False (needs True)")
     return wrong
@@ -69,8 +71,12 @@ def _wrong_blocks(name: str, blocks: Transformer) -> list[str]:
 def _wrong_towers(model: DualEncoder | CoCa) -> list[str]:
     wrong = _wrong_blocks("image.blocks", model.image.blocks)
     wrong += _wrong_blocks("text.blocks", model.text.blocks)
-    if model.image.position != "learned":
-        wrong.append(f"image.position={model.image.position!r} (needs 'learned')")
+    wrong += differ("image.blocks", model.image.blocks, {"norm": "pre"})
+    wrong += differ("image", model.image, {"position": "learned", "position_grid": 0})
+    wrong += differ("image", model.image, {"rep_size": 0})
+    if not tables.is_bert(model.text):
+        own = {"token_types": 0, "position_offset": 0, "rep_size": 0}
+        wrong += differ("text", model.text, own)
     if tables.block_biases(model.text.blocks)[0] is False:
         wrong.append("text.blocks.qkv_bias=False (needs True)")
     return wrong
@@ -78,6 +84,9 @@ def _wrong_towers(model: DualEncoder | CoCa) -> list[str]:
 
 def _wrong_dual_encoder(model: DualEncoder, eos_id: int | None) -> list[str]:
     wrong, text = _wrong_towers(model), model.text
+    if tables.is_bert(text):
+        return wrong + _wrong_bert(model)
+    wrong += differ("model", model, {"text_projection_hidden": 0})
     if text.pool not in ("argmax", "eos", "first", "last"):
         wrong.append(f"text.pool={text.pool!r} (needs 'argmax', 'eos', 'first' or 'last')")
     if text.pool == "eos" and text.eos_id is None and eos_id is None:
@@ -87,8 +96,25 @@ def _wrong_dual_encoder(model: DualEncoder, eos_id: int | None) -> list[str]:
     return wrong
 
 
+def _wrong_bert(model: DualEncoder) -> list[str]:
+    wrong, text = [], model.text
+    if text.pool not in ("first", "mean"):
+        wrong.append(f"text.pool={text.pool!r} (needs 'first' or 'mean')")
+    if text.rep_size not in (0, text.blocks.width if text.pool == "first" else 0):
+        wrong.append(f"text.rep_size={text.rep_size} (needs 0, or text's width with pool='first')")
+    hidden = (text.blocks.width + model.embed_dim) // 2
+    if model.text_projection_hidden not in (0, hidden):
+        wrong.append(f"text_projection_hidden={model.text_projection_hidden} (needs 0 or {hidden})")
+    bias = model.text_projection_bias
+    if model.text_projection and (model.projection_bias if bias is None else bias):
+        wrong.append("text_projection_bias=True (needs False)")
+    return wrong
+
+
 def _wrong_coca(model: CoCa) -> list[str]:
     wrong, decoder = _wrong_towers(model), model.decoder
+    for name, blocks in (("text.blocks", model.text.blocks), ("decoder", decoder)):
+        wrong += differ(name, blocks, {"norm": "pre"})
     norms = ("query", "output") if model.pooling == "shared" else ("query", "context")
     needed = [
         ("image", model.image, {"cls_token": True, "patch_bias": False, "registers": 0}),
@@ -102,9 +128,7 @@ def _wrong_coca(model: CoCa) -> list[str]:
     elif model.image.blocks.width != decoder.width:
         wrong.append(f"image.blocks.width={model.image.blocks.width} (needs {decoder.width})")
     for name, part, values in needed:
-        for key, value in values.items():
-            if getattr(part, key) != value:
-                wrong.append(f"{name}.{key}={getattr(part, key)!r} (needs {value!r})")
+        wrong += differ(name, part, values)
     quick = "quick_gelu" in (model.image.blocks.activation, model.text.blocks.activation)
     if decoder.activation != (activation := "quick_gelu" if quick else "gelu_exact"):
         wrong.append(f"decoder.activation={decoder.activation!r} (needs {activation!r})")
@@ -146,6 +170,17 @@ def _text_config(text: TextTransformer, quick: bool, eos_id: int | None) -> dict
     if text.pool == "eos":
         made["eos_id"] = eos_id if text.eos_id is None else text.eos_id
     return made
+
+
+def _bert_config(model: DualEncoder) -> dict[str, Any]:
+    text, projection = model.text, "mlp" if model.text_projection_hidden else "linear"
+    first = "cls_pooler" if text.rep_size else "cls_last_hidden_state_pooler"
+    return {
+        "hf_model_name": text_towers.name_of(text),
+        "hf_model_pretrained": False,
+        "hf_proj_type": projection if model.text_projection else None,
+        "hf_pooler_type": "mean_pooler" if text.pool == "mean" else first,
+    }
 
 
 def _coca_config(model: CoCa, config: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from big_mm.models.vision import VisionTransformer
 # Buffers of older versions, and what OpenAI's files hold beside the weights.
 IGNORED = (
     r"(text\.|text_decoder\.)?attn_mask",
-    r"text\.position_ids",
+    r"text\.(transformer\.embeddings\.)?position_ids",
     r"input_resolution|context_length|vocab_size",
 )
 
@@ -39,9 +39,10 @@ class Layout:
 def layout(config: Mapping[str, Any], names: Container[str]) -> Layout:
     """How a file with these names is laid out."""
     vision, coca = config.get("vision_cfg", {}), config.get("multimodal_cfg") is not None
+    bert = config.get("text_cfg", {}).get("hf_model_name") is not None
     trunk_head = "head.proj" if vision.get("timm_proj") == "linear" else "trunk.head"
     return Layout(
-        prefix="text." if coca or "text.token_embedding.weight" in names else "",
+        prefix="text." if coca or bert or "text.token_embedding.weight" in names else "",
         trunk_head=trunk_head if vision.get("timm_model_name") else None,
         scalar=not config.get("nonscalar_logit_scale", False),
     )
@@ -56,7 +57,7 @@ def layout_of(model: DualEncoder | CoCa) -> Layout:
     own = has_cls and image.cls_position and not (image.registers or image.patch_bias)
     own &= image.pool != "map" and image.blocks.qkv_bias is not False
     if own and model.image_projection and not model.projection_bias:
-        return Layout("")
+        return Layout("text." if tables.is_bert(model.text) else "")
     return Layout("text.", "trunk.head" if model.projection_bias else "head.proj")
 
 
@@ -64,7 +65,8 @@ def table(model: DualEncoder | CoCa, layout: Layout) -> list[Entry]:
     """The table of a model."""
     make, coca = tables.Maker(), isinstance(model, CoCa)
     shape = {} if layout.scalar else {"codec": ONE_AXIS}
-    entries = _text(model.text, layout.prefix)
+    bert, text = tables.is_bert(model.text), f"{layout.prefix}transformer."
+    entries = tables.bert(text, model.text) if bert else _text(model.text, layout.prefix)
     entries += make.one("temperature/log_scale", "logit_scale", **shape)
     if layout.trunk_head is not None:
         entries += timm_trunks.table("image", "visual.trunk.", model.image)
@@ -79,7 +81,13 @@ def table(model: DualEncoder | CoCa, layout: Layout) -> list[Entry]:
         entries += make.dense("image_head", f"visual.{layout.trunk_head}", image_bias)
     elif model.image_projection:
         entries += make.one("image_head/kernel", "visual.proj")
-    if model.text_projection:
+    if model.text_projection and bert:
+        proj = f"{layout.prefix}proj"
+        if model.text_projection_hidden:
+            entries += make.mlp("text_head", (f"{proj}.0", f"{proj}.2"), bias=False)
+        else:
+            entries += make.dense("text_head", proj, bias=False)
+    elif model.text_projection:
         biased = image_bias if text_bias is None else text_bias
         entries += _text_projection("text_head", layout.prefix, biased)
     if model.logit_bias is not None:

@@ -1,7 +1,8 @@
 """Reads other programs' checkpoints as specs and parameters of ours.
 
 What is recognised: a directory with open_clip_config.json, a Hugging Face directory (config.json
-with a model_type), a big_vision .npz, and a single file of weights beside or with such a config.
+with a model_type), a big_vision .npz or the directory that `convert` writes of one, and a single
+file of weights beside or with such a config.
 """
 
 import dataclasses
@@ -19,17 +20,21 @@ from big_mm import spec
 from big_mm.interop import (
     architectures,
     big_vision,
+    big_vision_inputs,
+    big_vision_table,
     hugging_face,
     inputs,
     mapping,
     open_clip,
     open_clip_table,
 )
+from big_mm.interop import tokenizer_files as files
 from big_mm.interop.mapping import Entry
 from big_mm.interop.tensors import SUFFIXES, Tensors, open_tensors
 from big_mm.spec import UserError
 
 OPEN_CLIP, HUGGING_FACE = "open_clip_config.json", "config.json"
+BIG_VISION, CHECKPOINT = "big_vision_config.json", "checkpoint.npz"
 # In their order of preference.
 WEIGHTS = {
     OPEN_CLIP: (
@@ -38,7 +43,12 @@ WEIGHTS = {
         "open_clip_pytorch_model.bin",
         "pytorch_model.bin",
     ),
-    HUGGING_FACE: ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+    HUGGING_FACE: (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ),
 }
 
 
@@ -65,7 +75,7 @@ def recognises(path: epath.Path) -> bool:
     """Whether this is for `read`: a file of weights, or a directory with another one's config."""
     if path.name.endswith(SUFFIXES):
         return path.is_file()
-    if (path / OPEN_CLIP).is_file():
+    if any((path / name).is_file() for name in (OPEN_CLIP, BIG_VISION)):
         return True
     file = path / HUGGING_FACE
     return file.is_file() and "model_type" in _json(file)
@@ -83,10 +93,10 @@ def read(path: epath.Path, config: str | None = None, tokenizer: str | None = No
     Raises:
       UserError: what is missing, damaged, unknown or not supported.
     """
+    if (path / BIG_VISION).is_file():
+        path = path / CHECKPOINT
     if path.suffix == ".npz":
-        return _big_vision(
-            open_tensors(path), _json(epath.Path(config)) if config else {}, tokenizer
-        )
+        return _big_vision(path, config, tokenizer)
     if path.name.endswith(SUFFIXES):
         folder, weights = path.parent, path
     else:
@@ -132,14 +142,19 @@ def _hugging_face(
     return _imported(kind, model, given, table, tensors, hugging_face.IGNORED)
 
 
-def _big_vision(tensors: Tensors, says: Mapping[str, Any], tokenizer: str | None) -> Imported:
-    tensors = big_vision.parameters(tensors)
-    found = big_vision.find(tensors, says)
-    model = found.model
-    side, length = model.image.image_size, model.text.max_len
-    given = inputs.big_vision(found.family, side, length, tokenizer)
-    table = found.table(spec.build(model))
-    return _imported(f"big_vision {found.family}", model, given, table, tensors, ())
+def _big_vision(path: epath.Path, config: str | None, tokenizer: str | None) -> Imported:
+    beside, names = path.parent / BIG_VISION, (*files.SENTENCEPIECE[1:2], *files.WORD_PIECES)
+    if beside.is_file():
+        config = config or str(beside)
+        lies = files.find(path.parent, tokenizer, names)
+        tokenizer = None if lies is None else str(lies)
+    tensors = big_vision.parameters(open_tensors(path))
+    found = big_vision.find(tensors, _json(epath.Path(config)) if config else {})
+    built = spec.build(found.model)
+    family = big_vision.family(built)
+    given = big_vision_inputs.read(family, built.image.image_size, found.max_len, tokenizer)
+    table = big_vision_table.table(built, found.layout)
+    return _imported(f"big_vision {family}", found.model, given, table, tensors, ())
 
 
 def _imported(

@@ -1,4 +1,4 @@
-"""Another program's settings, every one of which must be understood."""
+"""Another program's settings, every one of which must be understood; and of ours what it lacks."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -24,6 +24,11 @@ class Settings:
         self._known.add(key)
         value = self._values.get(key)
         return default if value is None else value
+
+    def is_null(self, key: str) -> bool:
+        """Whether it is there and null."""
+        self._known.add(key)
+        return key in self._values and self._values[key] is None
 
     def need(self, key: str) -> Any:
         """The value, which must be there."""
@@ -66,3 +71,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
     return f"; the nearest known: {', '.join(near)}" if near else ""
+
+
+def differ(name: str, part: Any, needed: Mapping[str, Any]) -> list[str]:
+    """What of a part of our model another program cannot express, and what it needs, for messages.
+
+    Args:
+      name: of the part.
+      needed: by attribute.
+    """
+    return [
+        f"{name}.{key}={getattr(part, key)!r} (needs {value!r})"
+        for key, value in needed.items()
+        if getattr(part, key) != value
+    ]

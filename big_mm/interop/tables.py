@@ -6,8 +6,9 @@ library calls the weights inside these parts is a `Names`.
 
 import dataclasses
 
-from big_mm.interop.mapping import OUT, SAME, TRANSPOSED, Codec, Entry, projections
+from big_mm.interop.mapping import FLAT_OUT, OUT, SAME, TRANSPOSED, Codec, Entry, projections
 from big_mm.models.layers import Transformer
+from big_mm.models.text import TextTransformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Names:
 
     Attributes:
       torch: linear layers are PyTorch's (weight [out, in]); or Flax's (kernel, as ours).
+      flat: Flax's attention kernels have no axis of heads.
       scales: layer scale after attention and after the MLP.
     """
 
@@ -36,6 +38,7 @@ class Names:
     mlp: tuple[str, str]
     scales: tuple[str, str] = ("", "")
     torch: bool = True
+    flat: bool = False
 
 
 def fused(prefix: str) -> Attention:
@@ -86,18 +89,31 @@ FLAX = Names(
 )
 
 
+BERT = Names(
+    "attention.output.LayerNorm",
+    Attention(
+        tuple(f"attention.self.{x}.weight" for x in ("query", "key", "value")),
+        tuple(f"attention.self.{x}.bias" for x in ("query", "key", "value")),
+        "attention.output.dense",
+    ),
+    "output.LayerNorm",
+    ("intermediate.dense", "output.dense"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Maker:
     """Makes entries in one library's way.
 
     Attributes:
-      torch: as of `Names`.
+      torch, flat: as of `Names`.
       depth, axis: of the stack that the entries are of, as of `Entry`.
     """
 
     torch: bool = True
     depth: int = 0
     axis: int = 0
+    flat: bool = False
 
     def one(self, ours: str, theirs: str, codec: Codec = SAME) -> list[Entry]:
         """One parameter."""
@@ -110,7 +126,7 @@ class Maker:
 
     def dense(self, ours: str, theirs: str, bias: bool = True) -> list[Entry]:
         """A linear layer."""
-        return self._kernel(ours, theirs, TRANSPOSED) + self._bias(ours, theirs, bias)
+        return self._kernel(ours, theirs, TRANSPOSED, SAME) + self._bias(ours, theirs, bias)
 
     def mlp(self, ours: str, theirs: tuple[str, str], bias: bool = True) -> list[Entry]:
         """Two of them."""
@@ -134,21 +150,21 @@ class Maker:
             if leaf == "kernel" or qkv_bias:
                 # One tensor of three, one of queries and one of the rest, or three.
                 groups = {1: (3,), 2: (1, 2), 3: (1, 1, 1)}[len(names)]
-                codec = projections(rank, groups, self.torch)
+                codec = projections(rank, groups, self.torch, self.flat)
                 paths = tuple(f"{name}/{leaf}" for name in inputs)
                 full = tuple(prefix + name for name in names)
                 entries.append(Entry(paths, full, codec, self.depth, self.axis))
         out = prefix + theirs.out
         return [
             *entries,
-            *self._kernel(f"{ours}/out", out, OUT),
+            *self._kernel(f"{ours}/out", out, OUT, FLAT_OUT if self.flat else SAME),
             *self._bias(f"{ours}/out", out, out_bias),
         ]
 
-    def _kernel(self, ours: str, theirs: str, codec: Codec) -> list[Entry]:
+    def _kernel(self, ours: str, theirs: str, torch: Codec, flax: Codec) -> list[Entry]:
         if self.torch:
-            return self.one(f"{ours}/kernel", f"{theirs}.weight", codec)
-        return self.one(f"{ours}/kernel", f"{theirs}/kernel")
+            return self.one(f"{ours}/kernel", f"{theirs}.weight", torch)
+        return self.one(f"{ours}/kernel", f"{theirs}/kernel", flax)
 
     def _bias(self, ours: str, theirs: str, bias: bool) -> list[Entry]:
         leaf = f"{theirs}.bias" if self.torch else f"{theirs}/bias"
@@ -164,14 +180,14 @@ def block_biases(blocks: Transformer) -> tuple[bool, bool]:
 def stack(
     ours: str, theirs: str, blocks: Transformer, names: Names, *, mlp: str = "mlp", axis: int = 0
 ) -> list[Entry]:
-    """A stack of pre-norm blocks.
+    """A stack of blocks.
 
     Args:
       theirs: prefix of a block's names, its end included, with `{}` for the layer's number; without
         `{}` the layers lie on `axis` of their arrays.
       mlp: what our MLP is called.
     """
-    make, layers = Maker(names.torch, blocks.depth, axis), f"{ours}/layers"
+    make, layers = Maker(names.torch, blocks.depth, axis, names.flat), f"{ours}/layers"
     qkv_bias, out_bias = block_biases(blocks)
     up, down = names.mlp
     entries = [
@@ -186,6 +202,25 @@ def stack(
         for name, scale in zip(("attention", mlp), names.scales, strict=True):
             entries += make.one(f"{layers}/{name}_layer_scale", theirs + scale)
     return entries
+
+
+def is_bert(text: TextTransformer) -> bool:
+    """Whether a text tower is BERT or RoBERTa, which other programs keep apart from their own."""
+    return text.blocks.norm == "post"
+
+
+def bert(theirs: str, text: TextTransformer) -> list[Entry]:
+    """Hugging Face's BERT or RoBERTa as text tower."""
+    make, embeddings = Maker(), f"{theirs}embeddings."
+    entries = [
+        *make.one("text/embedding", f"{embeddings}word_embeddings.weight"),
+        *make.one("text/position_embedding", f"{embeddings}position_embeddings.weight"),
+        *make.one("text/type_embedding", f"{embeddings}token_type_embeddings.weight"),
+        *make.norm("text/norm", f"{embeddings}LayerNorm"),
+        *stack("text/blocks", f"{theirs}encoder.layer.{{}}.", text.blocks, BERT),
+    ]
+    pooler = make.dense("text/pre_logits", f"{theirs}pooler.dense") if text.rep_size else []
+    return entries + pooler
 
 
 def map_pooler(

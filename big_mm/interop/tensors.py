@@ -25,7 +25,8 @@ from big_mm.interop import torch_archive
 from big_mm.interop.torch_archive import DAMAGE, Tensor
 from big_mm.spec import UserError
 
-SUFFIXES = (".safetensors", ".safetensors.index.json", ".pt", ".pth", ".bin", ".npz")
+INDICES = (".safetensors.index.json", ".bin.index.json")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", *INDICES)
 # What wrappers of a model (data parallelism, compilation) put before the names.
 PREFIXES = ("module.", "_orig_mod.")
 
@@ -102,16 +103,18 @@ def _safetensors(path: epath.Path) -> dict[str, Tensor]:
 
 
 def _sharded(path: epath.Path) -> dict[str, Tensor]:
-    """The shards that an index names, each beside it."""
+    """The shards that an index names, each beside it: safetensors, or PyTorch's zip files."""
     try:
         files = json.loads(path.read_text())["weight_map"]
         shards = {file: {} for file in sorted(set(files.values()))}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not an index of safetensors shards: {error!r}") from error
+        raise UserError(f"{path} is not an index of shards: {error!r}") from error
     for file in shards:
         if "/" in file or "\\" in file or not (path.parent / file).is_file():
             raise UserError(f"{path} names the shard {file!r}, which is not beside it")
-        shards[file] = _safetensors(path.parent / file)
+        shard = path.parent / file
+        reader = _safetensors if shard.suffix == ".safetensors" else torch_archive.read
+        shards[file] = reader(shard)
     missing = [name for name, file in files.items() if name not in shards[file]]
     if missing:
         raise UserError(f"{path}: {missing[0]} is not in its shard {files[missing[0]]}")

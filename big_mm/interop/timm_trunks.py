@@ -90,7 +90,8 @@ def _trunks() -> dict[str, Trunk]:
         width, depth, heads, ratio = SIZES[size]
         sizes = (width, depth, heads, int(width * ratio))
         for side in sides:
-            made[f"vit_{size}_patch{patch}_{kind}_{side}"] = Trunk(*sizes, side, patch, **options)
+            name = "_".join(filter(None, (f"vit_{size}_patch{patch}", kind, str(side))))
+            made[name] = Trunk(*sizes, side, patch, **options)
 
     for kind, pool in (("siglip", "map"), ("siglip_gap", "avg")):
         tanh = {"pool": pool, "activation": "gelu"}
@@ -114,6 +115,9 @@ def _trunks() -> dict[str, Trunk]:
     add("betwixt", 16, "reg4_gap", (256, 384), layer_scale=1e-5, **registers)
     add("base", 16, "reg4_gap", (256,), **registers)
     add("medium", 16, "gap", (256,), pool="avg", qkv_bias=False, layer_scale=1e-6)
+    # Those of the first paper have no kind.
+    for size, patch in (("small", 32), ("small", 16), ("base", 32), ("base", 16), ("large", 16)):
+        add(size, patch, "", (224, 384), pool="token")
     return made
 
 
@@ -160,14 +164,14 @@ def _built(known: Trunk) -> VisionTransformer:
 
 
 def _facts(image: VisionTransformer) -> tuple[Any, ...]:
-    blocks = image.blocks
+    blocks, has_cls = image.blocks, image.cls_token or image.pool == "cls"
     return (
         (blocks.width, blocks.depth, blocks.heads, blocks.mlp_dim, blocks.activation),
         (blocks.norm_eps, blocks.norm_bias, bool(blocks.layer_scale), blocks.use_bias),
         tables.block_biases(blocks),
         (image.image_size, image.patch_size, image.position, image.pool, image.registers),
-        (image.cls_token or image.pool == "cls", image.pre_norm, image.patch_bias),
-        image.norm_after_pool,
+        (has_cls, has_cls and image.cls_position, image.pre_norm, image.patch_bias),
+        (image.norm_after_pool, image.rep_size, image.position_grid, blocks.norm),
     )
 
 

@@ -81,6 +81,23 @@ def row_ids(path: epath.Path) -> dict[str, int]:
     }
 
 
+def require_bert(path: epath.Path) -> None:
+    """Refuses a file from which the rows of a BERT or RoBERTa cannot be made.
+
+    Raises:
+      UserError: a SentencePiece model, whose ids XLM-RoBERTa shifts; merges; a vocab.txt that is
+        not lower-cased.
+    """
+    found = kind(path)
+    if found is subwords.WordPiece and settings(path.parent).get("do_lower_case") is False:
+        raise UserError(f"{path} is of a cased BERT, which is read from its tokenizer.json")
+    if found not in (subwords.WordPiece, subwords.TokenizerJson):
+        raise UserError(
+            f"{path} is a {found.__name__} file; BERT and RoBERTa towers are read with their "
+            "tokenizer.json (or BERT's vocab.txt)"
+        )
+
+
 def settings(folder: epath.Path) -> dict[str, Any]:
     """What tokenizer_config.json says, and special_tokens_map.json where that is silent."""
     return _json(folder / SPECIAL_TOKENS) | _json(folder / CONFIG)

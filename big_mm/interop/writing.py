@@ -3,7 +3,7 @@
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,9 +15,19 @@ from flax import linen as nn
 
 from big_mm import trees
 from big_mm.data.contract import Contract
-from big_mm.interop import hugging_face, inputs, mapping, open_clip_export, open_clip_table
+from big_mm.interop import (
+    big_vision,
+    big_vision_export,
+    big_vision_inputs,
+    big_vision_table,
+    hugging_face,
+    inputs,
+    mapping,
+    open_clip_export,
+    open_clip_table,
+)
 from big_mm.interop.mapping import Table
-from big_mm.interop.reading import HUGGING_FACE, OPEN_CLIP, WEIGHTS
+from big_mm.interop.reading import BIG_VISION, CHECKPOINT, HUGGING_FACE, OPEN_CLIP, WEIGHTS
 
 DTYPES: dict[str, Any] = {
     "float32": np.float32,
@@ -57,9 +67,27 @@ def write_hugging_face(
     _save(folder / WEIGHTS[HUGGING_FACE][0], hugging_face.table(model), model, params, dtype)
 
 
+def write_big_vision(
+    folder: pathlib.Path, model: nn.Module, params: Any, contract: Contract, dtype: str = "float32"
+) -> None:
+    """A directory with the .npz that big_vision loads, its layers numbered, its tokenizer, and what
+    the shapes in it do not say, which only big_mm reads.
+
+    Raises:
+      UserError: big_vision cannot express the model; says why.
+    """
+    config = big_vision_export.config_of(model, contract.max_len)
+    big_vision_inputs.write(epath.Path(folder), contract, big_vision.family(model))
+    (folder / BIG_VISION).write_text(json.dumps(config, indent=2) + "\n")
+    table = big_vision_table.table(model, big_vision_table.Layout())
+    written = _arrays(table, model, params, dtype)
+    np.savez(folder / CHECKPOINT, **{f"params/{name}": array for name, array in written.items()})
+
+
 WRITERS: dict[str, Callable[..., None]] = {
     "open_clip": write_open_clip,
     "hugging_face": write_hugging_face,
+    "big_vision": write_big_vision,
 }
 
 
@@ -68,10 +96,15 @@ def _eos_id(contract: Contract) -> int | None:
 
 
 def _save(path: pathlib.Path, table: Table, model: nn.Module, params: Any, dtype: str) -> None:
-    flat: Mapping[str, np.ndarray] = jax.device_get(trees.flatten(params))
-    # Ours bounds the temperature whenever it is used, theirs while they train.
-    scale = np.minimum(flat["temperature/log_scale"], np.float32(math.log(model.max_scale)))
-    written = mapping.write(table, {**flat, "temperature/log_scale": scale})
-    cast = {name: array.astype(DTYPES[dtype]) for name, array in written.items()}
     # transformers reads only what says that it is PyTorch's layout.
-    safetensors.numpy.save_file(cast, path, metadata={"format": "pt"})
+    arrays = _arrays(table, model, params, dtype)
+    safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
+
+
+def _arrays(table: Table, model: nn.Module, params: Any, dtype: str) -> dict[str, np.ndarray]:
+    flat: dict[str, np.ndarray] = jax.device_get(trees.flatten(params))
+    if (name := "temperature/log_scale") in flat:
+        # Ours bounds the temperature whenever it is used, theirs while they train.
+        flat[name] = np.minimum(flat[name], np.float32(math.log(model.max_scale)))
+    written = mapping.write(table, flat)
+    return {name: array.astype(DTYPES[dtype]) for name, array in written.items()}

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import stats
 from scipy.cluster import hierarchy
 
 from big_mm.metrics.statistics import Statistic, Weights
@@ -25,6 +26,25 @@ def deviation(
     such as labour statistics (arXiv:2304.06034).
     """
     return float(np.abs(found - reference).mean())
+
+
+def fair_deviation(reference: Float[np.ndarray, " classes"], images: int) -> float:
+    """The `deviation` to expect of so many images drawn at the reference shares themselves."""
+    counts = np.arange(images + 1)
+    chances = stats.binom.pmf(counts[:, None], images, reference)
+    return float((chances * np.abs(counts[:, None] / images - reference)).sum(axis=0).mean())
+
+
+def without_error(
+    found: Float[np.ndarray, " classes"], error: float
+) -> Float[np.ndarray, " classes"]:
+    """The shares behind those that a classifier gives which errs in so many cases, for each of the
+    other classes alike (Forman 2008, adjusted count); what leaves 0..1 is cut off.
+    """
+    classes = len(found)
+    even = error / (classes - 1)
+    true = np.clip((found - even) / (1 - error - even), 0, None)
+    return true / true.sum()
 
 
 def entropy(found: Float[np.ndarray, " classes"]) -> float:

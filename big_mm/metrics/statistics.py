@@ -73,6 +73,18 @@ class Mean(Statistic):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class MeanOfMeans(Statistic):
+    """The mean over columns of each one's `Mean`, as of a metric in several languages."""
+
+    total: Float[np.ndarray, "image column"]
+    count: Float[np.ndarray, "image column"]
+
+    def __call__(self, weights: Weights) -> float:
+        count = weights @ self.count
+        return float((weights @ self.total / count).mean()) if count.all() else float("nan")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class ClassMean(Statistic):
     """The mean over the classes that occur of each one's mean."""
 

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Int, Num, Shaped
 
 from big_mm.models.heads import Temperature, unit
+from big_mm.models.layers import Mlp
 from big_mm.models.text import TextTransformer
 from big_mm.models.vision import VisionTransformer
 from big_mm.spec import UserError
@@ -23,6 +24,8 @@ class DualEncoder(nn.Module):
         without one the tower's width must be `embed_dim`.
       projection_bias: CLIP's projections have none, SigLIP's one has.
       text_projection_bias: where it differs from the image's.
+      text_projection_hidden: width of a hidden layer with the exact GELU in the text's projection;
+        0 for a linear one.
       log_scale, max_scale: the logarithm of the inverse temperature at initialisation and the bound
         of the inverse temperature.
       logit_bias: its initial value, for the sigmoid loss; None for none.
@@ -35,6 +38,7 @@ class DualEncoder(nn.Module):
     text_projection: bool = True
     projection_bias: bool = False
     text_projection_bias: bool | None = None
+    text_projection_hidden: int = 0
     log_scale: float = math.log(1 / 0.07)
     max_scale: float = 100.0
     logit_bias: float | None = None
@@ -43,7 +47,9 @@ class DualEncoder(nn.Module):
         image_bias, text_bias = self.projection_bias, self.text_projection_bias
         text_bias = image_bias if text_bias is None else text_bias
         self.image_head = self._head("image", self.image, self.image_projection, image_bias)
-        self.text_head = self._head("text", self.text, self.text_projection, text_bias)
+        self.text_head = self._head(
+            "text", self.text, self.text_projection, text_bias, self.text_projection_hidden
+        )
         self.temperature = Temperature(self.log_scale, self.max_scale)
         if self.logit_bias is not None:
             self.bias = self.param("logit_bias", nn.initializers.constant(self.logit_bias), ())
@@ -86,15 +92,24 @@ class DualEncoder(nn.Module):
         }
 
     def _head(
-        self, name: str, tower: VisionTransformer | TextTransformer, project: bool, bias: bool
+        self,
+        name: str,
+        tower: VisionTransformer | TextTransformer,
+        project: bool,
+        bias: bool,
+        hidden: int = 0,
     ):
         if tower.pool == "none":
             raise UserError(f"a dual encoder needs an embedding: {name}.pool is 'none'")
+        if project and hidden:
+            return Mlp(self.embed_dim, hidden, "gelu_exact", bias, dtype=tower.blocks.dtype)
         if project:
             return nn.Dense(self.embed_dim, use_bias=bias, dtype=tower.blocks.dtype)
-        if tower.blocks.width != self.embed_dim:
+        if hidden:
+            raise UserError(f"{name}_projection_hidden={hidden} needs {name}_projection=True")
+        if tower.output_width != self.embed_dim:
             raise UserError(
-                f"{name}_projection=False needs {name}'s width {tower.blocks.width} to be "
+                f"{name}_projection=False needs {name}'s width {tower.output_width} to be "
                 f"embed_dim={self.embed_dim}"
             )
         return lambda x: x

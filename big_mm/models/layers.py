@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_exact": functools.partial(nn.gelu, approximate=False),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
+NORMS = ("pre", "post")
 # What a rematerialisation policy can keep by name: queries, keys and values; attention before and
 # after its output projection; the MLP's hidden units before their activation.
 QKV, CONTEXT, ATTENDED, HIDDEN = "qkv", "context", "attended", "hidden"
@@ -109,7 +110,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with an activation between them."""
+    """Two dense layers with an activation between them; `width` is the output's."""
 
     width: int
     hidden: int
@@ -119,7 +120,7 @@ class Mlp(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
+    def __call__(self, x: Float[Array, "*rows in"]) -> Float[Array, "*rows width"]:
         dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
         x = dense(self.hidden, kernel_init=scaled_normal(), name="up")(x)
         x = checkpoint_name(x, HIDDEN)
@@ -128,7 +129,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm layer: x + attention, x + cross-attention if it has one, x + MLP.
+    """A layer: x + attention, x + cross-attention if it has one, x + MLP, each with its norm.
 
     Its attributes are those of `Transformer`, which stacks it.
     """
@@ -143,6 +144,7 @@ class Block(nn.Module):
     use_bias: bool
     qkv_bias: bool | None
     out_bias: bool | None
+    norm: str
     norm_eps: float
     norm_bias: bool
     layer_scale: float
@@ -181,28 +183,33 @@ class Block(nn.Module):
         )
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         mlp = functools.partial(Mlp, self.width, self.mlp_dim, activation=self.activation, **common)
+
+        def add(name: str, x: Array, layer: Callable[[Array], Any]) -> tuple[Array, Any]:
+            own, pre = norm(name=f"{name}_norm"), self.norm == "pre"
+            y, kv = layer(own(x) if pre else x)
+            x = x + drop(self._scaled(y, name))
+            return (x if pre else own(x)), kv
+
         new = {}
-        x = mesh.by_rows(x)
-        y, kv = attend(name="attention")(
-            norm(name="attention_norm")(x), mask=mask, past=past.get("self"), index=index
+        attention = functools.partial(
+            attend(name="attention"), mask=mask, past=past.get("self"), index=index
         )
-        x = x + drop(self._scaled(y, "attention"))
+        x, kv = add("attention", mesh.by_rows(x), attention)
         if index is not None:
             new["self"] = kv
         if self.self_mlp:
-            y = mlp(name="self_mlp")(norm(name="self_mlp_norm")(x))
-            x = x + drop(self._scaled(y, "self_mlp"))
+            x, _ = add("self_mlp", x, lambda x: (mlp(name="self_mlp")(x), None))
         if self.cross_attention:
             if self.context_norm and context is not None:
                 context = norm(name="context_norm")(context)
-            y, kv = attend(name="cross_attention")(
-                norm(name="cross_attention_norm")(x), context=context, past=past.get("cross")
+            attention = functools.partial(
+                attend(name="cross_attention"), context=context, past=past.get("cross")
             )
-            x = x + drop(self._scaled(y, "cross_attention"))
+            x, kv = add("cross_attention", x, attention)
             if index is not None and context is not None:
                 new["cross"] = kv
-        y = mlp(name="mlp")(norm(name="mlp_norm")(x))
-        return x + drop(self._scaled(y, "mlp")), new
+        x, _ = add("mlp", x, lambda x: (mlp(name="mlp")(x), None))
+        return x, new
 
     def _scaled(self, branch: Array, name: str) -> Array:
         if not self.layer_scale:
@@ -229,6 +236,8 @@ class Transformer(nn.Module):
       context_norm: a norm of the context in every block, both for open_clip's CoCa decoder.
       activation: "gelu" (tanh form), "gelu_exact", "quick_gelu".
       use_bias: of attention and MLPs; `qkv_bias` and `out_bias` say otherwise for attention.
+      norm: where a branch's norm is: "pre", x + branch(norm(x)); "post", norm(x + branch(x)), as
+        in arXiv:1706.03762 and BERT.
       norm_bias: of the blocks' norms.
       layer_scale: initial value of a learned factor of each channel of each residual branch
         (arXiv:2103.17239); 0 for none.
@@ -253,6 +262,7 @@ class Transformer(nn.Module):
     use_bias: bool = True
     qkv_bias: bool | None = None
     out_bias: bool | None = None
+    norm: str = "pre"
     norm_eps: float = 1e-6
     norm_bias: bool = True
     layer_scale: float = 0.0
@@ -266,6 +276,7 @@ class Transformer(nn.Module):
         if self.width % self.heads:
             raise UserError(f"width={self.width} is not a multiple of heads={self.heads}")
         choose("remat", self.remat, REMAT)
+        choose("norm", self.norm, NORMS)
         choose("activation", self.activation, ACTIVATIONS)
         choose("implementation", self.implementation, IMPLEMENTATIONS)
         super().__post_init__()
@@ -319,6 +330,7 @@ class Transformer(nn.Module):
             use_bias=self.use_bias,
             qkv_bias=self.qkv_bias,
             out_bias=self.out_bias,
+            norm=self.norm,
             norm_eps=self.norm_eps,
             norm_bias=self.norm_bias,
             layer_scale=self.layer_scale,

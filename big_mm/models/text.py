@@ -61,6 +61,13 @@ class TextTransformer(nn.Module):
         token of the caption; "argmax", the first token of the highest id, which is CLIP's eos;
         "mean" over the caption.
       mask_padding: only for `causal=False`: tokens do not attend to padding. SigLIP's do.
+      token_types: rows of a table whose first is added to every token: BERT's segments, of which a
+        caption has one.
+      position_offset: positions before that of the first token (RoBERTa has two).
+      rep_size: width of a linear layer with tanh behind the pooling, which BERT calls its pooler;
+        0 for none.
+
+    The tower's own norm comes after the blocks; where these are norm="post", before them.
     """
 
     blocks: Transformer
@@ -70,19 +77,33 @@ class TextTransformer(nn.Module):
     pool: str = "cls"
     mask_padding: bool = True
     eos_id: int | None = None
+    token_types: int = 0
+    position_offset: int = 0
+    rep_size: int = 0
 
     def __post_init__(self) -> None:
         choose("pool", self.pool, POOLS)
+        if self.rep_size and self.pool == "none":
+            raise UserError(f"text: rep_size={self.rep_size} needs a pool, which is 'none'")
         super().__post_init__()
 
     def setup(self) -> None:
         init, width = nn.initializers.normal(0.02), self.blocks.width
         self.embedding = self.param("embedding", init, (self.vocab_size, width))
-        slots = self.max_len + (self.pool == "cls")
+        slots = self.position_offset + self.max_len + (self.pool == "cls")
         self.positions = self.param("position_embedding", init, (slots, width))
+        if self.token_types:
+            self.types = self.param("type_embedding", init, (self.token_types, width))
+        if self.rep_size:
+            self.pre_logits = nn.Dense(self.rep_size, dtype=self.blocks.dtype)
         if self.pool == "cls":
             self.cls = self.param("cls", init, (width,))
         self.norm = nn.LayerNorm(epsilon=self.blocks.norm_eps, dtype=self.blocks.dtype)
+
+    @property
+    def output_width(self) -> int:
+        """Of `pooled`."""
+        return self.rep_size or self.blocks.width
 
     def __call__(
         self,
@@ -94,23 +115,24 @@ class TextTransformer(nn.Module):
         train: bool = False,
     ) -> dict[str, Array]:
         """`tokens` [batch, length, width], normed; `residual`, the same before the norm; `pooled`
-        [batch, width] unless pool is "none". `mask` is used in place of the tower's own.
+        [batch, output_width] unless pool is "none". `mask` is used in place of the tower's own.
 
         Raises:
           UserError: the batch is longer than `max_len`.
         """
         length = self._length(tokens)
-        x = self._embed(tokens, self.positions[:length])
+        x = self._embed(tokens, self.positions[self.position_offset :][:length])
         if self.pool == "cls":
-            cls = (self.cls + self.positions[self.max_len]).astype(x.dtype)
+            cls = (self.cls + self.positions[-1]).astype(x.dtype)
             cls = jnp.broadcast_to(cls, (x.shape[0], 1, x.shape[2]))
             x = jnp.concatenate([x, cls], axis=1)
         mask = self._mask(token_mask) if mask is None else mask
-        x = self.blocks(x, mask, context, train=train)
-        normed = self.norm(x)
+        x = self.blocks(self._normed(x, "post"), mask, context, train=train)
+        normed = self._normed(x, "pre")
         out = {"tokens": normed[:, :length], "residual": x[:, :length]}
         if self.pool != "none":
-            out["pooled"] = self._pooled(normed, tokens, token_mask)
+            pooled = self._pooled(normed, tokens, token_mask)
+            out["pooled"] = nn.tanh(self.pre_logits(pooled)) if self.rep_size else pooled
         return out
 
     def decode(
@@ -125,12 +147,16 @@ class TextTransformer(nn.Module):
         their `tokens` and `residual`, equal to those of the whole caption.
         """
         length = self._length(tokens)
-        positions = jax.lax.dynamic_slice_in_dim(self.positions, index, length)
+        start = self.position_offset + index
+        positions = jax.lax.dynamic_slice_in_dim(self.positions, start, length)
         mask = cache_mask(index, length, self.max_len) if mask is None else mask
-        x = self.blocks(
-            self._embed(tokens, positions), mask, context, index=index, max_len=self.max_len
-        )
-        return {"tokens": self.norm(x), "residual": x}
+        x = self._normed(self._embed(tokens, positions), "post")
+        x = self.blocks(x, mask, context, index=index, max_len=self.max_len)
+        return {"tokens": self._normed(x, "pre"), "residual": x}
+
+    def _normed(self, x: Array, where: str) -> Array:
+        """`x`, normalised if the blocks' own norms are at the other end of their branches."""
+        return self.norm(x) if self.blocks.norm == where else x
 
     def _length(self, tokens: Array) -> int:
         if tokens.shape[1] > self.max_len:
@@ -141,6 +167,8 @@ class TextTransformer(nn.Module):
 
     def _embed(self, tokens: Array, positions: Array) -> Array:
         dtype = self.blocks.dtype
+        if self.token_types:
+            positions = positions + self.types[0]
         return mesh.by_rows(self.embedding[tokens].astype(dtype)) + positions.astype(dtype)
 
     def _mask(self, token_mask: Array) -> Mask | None:

@@ -150,6 +150,57 @@ def siglip(
     )
 
 
+def bert(
+    name: str = "B",
+    *,
+    vocab_size: int = 30_522,
+    max_len: int = 512,
+    blocks: dict[str, Any] | None = None,
+    **options: Any,
+) -> Config:
+    """BERT ("B" its base, "L" its large; arXiv:1810.04805) as a `TextTransformer` that is read at
+    its first token, [CLS]; `rep_size` of its width adds what BERT calls its pooler. The options are
+    the text tower's.
+    """
+    stack = {"activation": "gelu_exact", "norm": "post", "norm_eps": 1e-12, **(blocks or {})}
+    return spec(
+        TextTransformer,
+        blocks=_stack(*_entry(TOWERS, name), **stack),
+        vocab_size=vocab_size,
+        max_len=max_len,
+        causal=False,
+        **{"pool": "first", "token_types": 2, **options},
+    )
+
+
+def lit(
+    name: str = "B/16",
+    *,
+    text: str = "B",
+    image_size: int = 224,
+    vocab_size: int = 30_522,
+    max_len: int = 512,
+    **options: Any,
+) -> Config:
+    """LiT as a `DualEncoder` (arXiv:2111.07991): BERT beside an image tower that is to be frozen,
+    into whose space it leads. The options are the dual encoder's.
+    """
+    image = vision(name, image_size=image_size, pool="cls", cls_position=False)
+    return spec(
+        DualEncoder,
+        image=image,
+        # flaxformer's BERT has the tanh form of the GELU.
+        text=bert(text, vocab_size=vocab_size, max_len=max_len, blocks={"activation": "gelu"}),
+        **{
+            "embed_dim": image.blocks.width,
+            "image_projection": False,
+            "projection_bias": True,
+            "log_scale": math.log(10),
+            **options,
+        },
+    )
+
+
 def captioner(
     name: str = "B/16",
     *,

@@ -1,5 +1,8 @@
 """Vision transformer (arXiv:2010.11929): from uint8 images to tokens and a pooled vector."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -33,6 +36,15 @@ def sincos2d(rows: int, columns: int, width: int) -> Float[np.ndarray, "patches 
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
 
 
+def resize_grid(
+    positions: Float[Array, "old width"], length: int
+) -> Float[Array, "{length} width"]:
+    """Bilinear resizing of a square grid of embeddings, antialiased when it shrinks."""
+    old, new = math.isqrt(positions.shape[0]), math.isqrt(length)
+    grid = positions.reshape(old, old, -1)
+    return jax.image.resize(grid, (new, new, grid.shape[-1]), "bilinear").reshape(length, -1)
+
+
 class VisionTransformer(nn.Module):
     """Patches, positions, transformer, final norm, pooling.
 
@@ -41,6 +53,8 @@ class VisionTransformer(nn.Module):
       image_size: side of the square image, in pixels; a multiple of `patch_size` unless `ragged`.
       ragged: rows and columns after the last whole patch are not seen (SigLIP has 384 and 14).
       position: "learned" or fixed "sincos2d".
+      position_grid: side of the grid of learned positions, which is resized to the image's as
+        NaFlex does it (arXiv:2502.14786); 0 has them as they are.
       mean, std: what pixels in 0..1 are normalised with, by channel.
       pool: "none"; "gap", the mean of the patches; "cls", a learned token in front of them; "map",
         attentional pooling by one query.
@@ -51,6 +65,8 @@ class VisionTransformer(nn.Module):
       norm_after_pool: pools what the layers give and normalises that, not the other way round.
       pre_norm: a norm before the first block, as CLIP has.
       patch_bias: CLIP's patch embedding has none.
+      rep_size: width of a linear layer with tanh behind the pooling (arXiv:2010.11929, section
+        3.1); 0 for none.
     """
 
     blocks: Transformer
@@ -58,6 +74,7 @@ class VisionTransformer(nn.Module):
     patch_size: int = 16
     ragged: bool = False
     position: str = "learned"
+    position_grid: int = 0
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     pool: str = "none"
@@ -67,6 +84,7 @@ class VisionTransformer(nn.Module):
     norm_after_pool: bool = False
     pre_norm: bool = False
     patch_bias: bool = True
+    rep_size: int = 0
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size and not self.ragged:
@@ -75,14 +93,23 @@ class VisionTransformer(nn.Module):
             )
         choose("position", self.position, POSITIONS)
         choose("pool", self.pool, POOLS)
+        if self.position_grid and self.position != "learned":
+            raise UserError(f"position_grid={self.position_grid} needs position='learned'")
+        if self.rep_size and self.pool == "none":
+            raise UserError(f"image: rep_size={self.rep_size} needs a pool, which is 'none'")
         super().__post_init__()
+
+    @property
+    def output_width(self) -> int:
+        """Of `pooled`."""
+        return self.rep_size or self.blocks.width
 
     @nn.compact
     def __call__(
         self, image: Num[Array, "batch height width 3"], *, train: bool = False
     ) -> dict[str, Array]:
         """`tokens` [batch, patches (+ cls in front), width], normed; `patches`, those without cls;
-        `pooled` [batch, width] unless pool is "none".
+        `pooled` [batch, output_width] unless pool is "none".
 
         Args:
           image: values in 0..255 of any number type.
@@ -114,10 +141,13 @@ class VisionTransformer(nn.Module):
         norm = self._norm("norm")
         tokens = norm(x)
         out = {"tokens": tokens, "patches": tokens[:, int(has_cls) :]}
-        if self.pool != "none" and self.norm_after_pool:
-            out["pooled"] = norm(self._pooled(x, has_cls))
-        elif self.pool != "none":
-            out["pooled"] = self._pooled(tokens, has_cls)
+        if self.pool != "none":
+            after = self.norm_after_pool
+            pooled = norm(self._pooled(x, has_cls)) if after else self._pooled(tokens, has_cls)
+            if self.rep_size:
+                dense = nn.Dense(self.rep_size, dtype=blocks.dtype, name="pre_logits")
+                pooled = nn.tanh(dense(pooled))
+            out["pooled"] = pooled
         return out
 
     def _with_prefix(self, x: Array, positions: Array, has_cls: bool) -> Array:
@@ -140,8 +170,12 @@ class VisionTransformer(nn.Module):
         if self.position == "sincos2d":
             # The learned token needs no fixed position.
             return jnp.asarray(sincos2d(grid, grid, self.blocks.width))
-        init, count = nn.initializers.normal(0.02), grid * grid + (has_cls and self.cls_position)
-        return self.param("position_embedding", init, (count, self.blocks.width))
+        own, stored = int(has_cls and self.cls_position), self.position_grid or grid
+        shape = (own + stored * stored, self.blocks.width)
+        table = self.param("position_embedding", nn.initializers.normal(0.02), shape)
+        if stored == grid:
+            return table
+        return jnp.concatenate([table[:own], resize_grid(table[own:], grid * grid)])
 
     def _pooled(
         self, x: Float[Array, "batch tokens width"], has_cls: bool

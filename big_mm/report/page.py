@@ -2,13 +2,13 @@
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from big_mm.evaluators import suite
-from big_mm.report import curves, examples, table
+from big_mm.report import curves, examples, sets, table
 from big_mm.report.style import CSS
 from big_mm.report.table import Row
 from big_mm.training.writers import METRICS, read_metrics
@@ -16,6 +16,16 @@ from big_mm.training.writers import METRICS, read_metrics
 REPORT = "report.html"
 # What counts the examples of an evaluation, shown beside its name.
 _COUNTS = ("examples", "images")
+# Artifacts that are drawn from themselves alone, by kind.
+_DRAWN: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "retrieval": examples.retrieval,
+    "segmentation": examples.segmentation,
+    "queries": examples.queries,
+    "shares": sets.shares,
+    "distances": sets.distances,
+    "clusters": sets.clusters,
+    "objects": sets.objects,
+}
 
 
 def write(workdir: epath.PathLike) -> epath.Path:
@@ -157,14 +167,10 @@ def _examples(stored: Mapping[str, Any]) -> dict[str, str]:
     for name, evaluation in stored.items():
         for artifact in evaluation["artifacts"].values():
             content, kind = "", artifact.get("kind")
-            if kind == "captions":
+            if kind in _DRAWN:
+                content = _DRAWN[kind](artifact)
+            elif kind == "captions":
                 content = examples.captions(artifact, evaluation["about"], evaluation["protocol"])
-            elif kind == "retrieval":
-                content = examples.retrieval(artifact)
-            elif kind == "segmentation":
-                content = examples.segmentation(artifact)
-            elif kind == "queries":
-                content = examples.queries(artifact)
             elif kind == "classes" and name not in covered:
                 variants = _class_variants(name, artifact, stored)
                 covered |= {f"{name}_{v}" if v else name for v in variants}

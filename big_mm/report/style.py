@@ -26,6 +26,12 @@ tr.family td + td { font-weight: 400; font-size: 12px; color: var(--grey); verti
   background: var(--line); border-radius: 3px; }
 .bar i { position: absolute; inset: 0 auto 0 0; background: var(--blue); border-radius: 3px; }
 .bar b { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--ink); }
+.parts { position: relative; display: flex; height: 14px; background: var(--soft); }
+.parts i { height: 100%; border-right: 1px solid #fff; } .plain i { background: var(--blue); }
+.parts b { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--ink); }
+.key { margin-right: 16px; font-size: 13.5px; white-space: nowrap; }
+.key i { display: inline-block; width: 12px; height: 12px; margin-right: 5px; }
+td.wide { width: 420px; vertical-align: middle; }
 .grid { display: grid; gap: 22px 18px;
   grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); }
 figure { margin: 0; }

@@ -266,6 +266,17 @@ def find_checkpoint(directory: epath.PathLike) -> epath.Path:
     )
 
 
+def digest(directory: epath.PathLike) -> str:
+    """A digest of all that a checkpoint holds, without reading it: that of its manifest, which has
+    the checksums of the rest.
+
+    Raises:
+      CheckpointError: no checkpoint, or a damaged manifest.
+    """
+    manifest = _manifest_or_error(find_checkpoint(directory))
+    return hashlib.sha256(seal(manifest)).hexdigest()
+
+
 def load_config(
     directory: epath.PathLike, *, trusted: Sequence[str] = spec.TRUSTED, parts: Sequence[str] = ()
 ) -> Any:

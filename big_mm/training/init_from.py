@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from etils import epath
-from jaxtyping import Array, Float
 
 from big_mm import exported, trees
 from big_mm import mesh as mesh_lib
 from big_mm.interop import reading
+from big_mm.models.vision import resize_grid
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
 
@@ -109,15 +109,6 @@ class InitFrom:
         cls = _cls(theirs) == _cls(ours)
         if not (grids and cls and theirs[1:] == ours[1:]):
             raise UserError(f"{source} of shape {theirs} does not fit {target} of shape {ours}")
-
-
-def resize_grid(
-    positions: Float[Array, "old width"], length: int
-) -> Float[Array, "{length} width"]:
-    """Bilinear resizing of a square grid of embeddings, antialiased when it shrinks."""
-    old, new = math.isqrt(positions.shape[0]), math.isqrt(length)
-    grid = positions.reshape(old, old, -1)
-    return jax.image.resize(grid, (new, new, grid.shape[-1]), "bilinear").reshape(length, -1)
 
 
 def _side(shape: tuple[int, ...]) -> int:

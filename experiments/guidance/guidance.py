@@ -103,7 +103,7 @@ class WithLanguageModel:
         predictor.contract.check_same(self._language.contract)
         model = LanguageGuided(predictor.model, self._language.model, self.alpha, self.beta)
         params = {"captioner": predictor.params, "language": self._language.params}
-        return predictor.replace(model=model, params=params)
+        return dataclasses.replace(predictor, model=model, params=params)
 
     def protocol(self) -> dict[str, Any]:
         return {"language model": self.checkpoint, "alpha": self.alpha, "beta": self.beta}

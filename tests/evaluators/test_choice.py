@@ -10,7 +10,7 @@ from big_mm.data import scenes
 from big_mm.data.scenes import language
 from big_mm.evaluators import Choice, GroupGap, Pairs, run_all
 from big_mm.evaluators.choice import Attributes, Counts, Negatives, Options
-from big_mm.evaluators.scoring import Likelihood
+from big_mm.evaluators.scoring import Likelihood, Similarity
 from big_mm.metrics.choice import chosen, winoground
 from big_mm.metrics.groups import AllRight, Gap, Informedness, Worst
 from big_mm.spec import UserError
@@ -245,3 +245,41 @@ def test_statistics_over_groups():
 def test_negatives_need_texts(contract):
     with pytest.raises(UserError, match="'n0' has nothing in 'negatives'"):
         Choice(oracles.Numbered(2), Negatives()).run(oracles.Oracle(contract))
+
+
+def test_texts_longer_than_the_model_reads(contract, caplog):
+    """Cut ones are counted beside the number and warned of once; no two may become one."""
+    short = dataclasses.replace(contract, max_len=8)
+    oracle = oracles.Oracle(short, log_likelihood=lambda n, text: float("red" in text))
+    source = oracles.Numbered(
+        4,
+        lambda i: {
+            "captions": [f"a red circle {'and a star ' * i}"],
+            "negatives": [f"a blue circle {'and a star ' * i}"],
+        },
+    )
+    evaluator = Choice(source, scorer=Likelihood(), batch_size=2)
+    texts = [f"a {c} circle {'and a star ' * i}" for i in range(4) for c in ("red", "blue")]
+    long = [text for text in texts if len(short.tokenizer.encode(text)) > 8 - 2]  # bos and eos
+    assert 0 < len(long) < 8
+    result = evaluator.evaluate(oracle, 0)
+    assert result.values["accuracy"] == 1
+    assert result.protocol["texts cut"] == f"{len(long)} of 8 after 8 tokens"
+    warned = [r.getMessage() for r in caplog.records if "cut" in r.getMessage()]
+    assert len(warned) == 1 and repr(long[0]) in warned[0]
+    whole = oracles.Oracle(contract, log_likelihood=oracle.log_likelihood)
+    assert "texts cut" not in evaluator.evaluate(whole, 0).protocol
+    same = oracles.Numbered(
+        2,
+        lambda i: {
+            "captions": ["a blue circle and a star and a red star"],
+            "negatives": ["a blue circle and a star and a red moon"],
+        },
+    )
+    for scorer in (Likelihood(), Similarity()):
+        with pytest.raises(
+            UserError, match="'a blue .* are the same text to the model, which cuts"
+        ):
+            Choice(same, scorer=scorer).run(oracle)
+    with pytest.raises(UserError, match="are the same text to the model"):
+        Choice(same, prefix="a red star and ", scorer=Likelihood()).run(oracle)

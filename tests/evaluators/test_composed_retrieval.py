@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import zlib
 
@@ -11,6 +12,7 @@ import numpy as np
 import oracles
 import pytest
 import tiny
+from PIL import Image
 
 from big_mm.evaluators import run_all
 from big_mm.evaluators.composed_benchmarks import (
@@ -29,6 +31,7 @@ from big_mm.evaluators.composition import (
     Sum,
     unit,
 )
+from big_mm.evaluators.crops import Crops, square
 from big_mm.metrics import composed
 from big_mm.spec import UserError
 
@@ -238,15 +241,84 @@ def test_genecis(oracle, write):
         row = {"condition": f"c {i}", "reference": entry[0], "target": entry[1]}
         rows.append(row | {"gallery": entry[2:]})
         hits.append(names(oracle, reference, f"c {i}", [target, *others]).index(target) < 2)
-    benchmark = GeneCis(write("change_object.json", rows), "n{val_image_id}")
+    benchmark = GeneCis(write("change_object.json", rows), "n{}")
     evaluator = ComposedRetrieval(oracles.Numbered(IMAGES), benchmark)
     values = evaluator.run(oracle)
     assert values["subset_r@2"] == np.mean(hits)
     assert values["subset_r@2_chance"] == pytest.approx(2 / 11)
     assert "r@1" not in values
-    broken = dataclasses.replace(benchmark, key="{image_id}")
-    with pytest.raises(UserError, match="images have no 'image_id', which key= asks"):
-        ComposedRetrieval(oracles.Numbered(IMAGES), broken).run(oracle)
+    assert dataclasses.replace(benchmark, key=None).queries[0].reference.isdigit()
+    with pytest.raises(UserError, match="shows whole images: it has no boxes"):
+        len(Crops(benchmark, oracles.Numbered(IMAGES)))
+    broken = [rows[0] | {"target": {"id": 3}}]
+    with pytest.raises(UserError, match="an image has neither val_image_id nor image_id"):
+        ComposedRetrieval(oracles.Numbered(IMAGES), GeneCis(write("x.json", broken))).run(oracle)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """Two pictures of four fields each; field i has the colour of the numbered picture i."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        image = np.zeros((80, 80, 3), np.uint8)
+        for i in range(4):
+            y, x = 40 * (i // 2), 40 * (i % 2)
+            image[y : y + 40, x : x + 40] = (4 * index + i, 0, 77)
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        return {"image": file.getvalue(), "key": f"v{index}"}
+
+    def where(self, index):
+        return f"field {index}"
+
+
+def test_genecis_cuts_objects_out_of_images(contract, write):
+    """A box inside of each field, near enough to the right and the bottom to show nothing else."""
+
+    def named(i):
+        x, y = 40 * (i % 2), 40 * (i // 2 % 2)
+        return {"image_id": str(i // 4), "instance_bbox": [x + 25, y + 25, 15, 15]}
+
+    rows = [
+        {"reference": named(i), "target": named((i + 1) % 8), "condition": "next"}
+        | {"gallery": [named((i + j) % 8) for j in (2, 3, 4)]}
+        for i in range(8)
+    ]
+    task = GeneCis(write("change_attribute.json", rows), "v{}")
+    crops = Crops(task, Fields())
+    assert len(crops) == 8 and crops[0]["key"] == "v0@25,25,15,15"
+    turn = 2 * np.pi / 8
+    circle = oracles.Oracle(
+        contract,
+        lambda n: np.array([np.cos(n * turn), np.sin(n * turn)]),
+        lambda text: np.array([1.0, 0.0]),
+    )
+    alone = ComposedRetrieval(crops, task, Sum(0.0)).run(circle)
+    assert alone["subset_r@1"] == 1 and alone["images"] == 8  # the next on the circle is nearest
+    rows[0]["target"]["instance_bbox"] = [90, 0, 5, 5]
+    outside = GeneCis(write("outside.json", rows), "v{}")
+    with pytest.raises(UserError, match="object v0@90,0,5,5: the box .* shows nothing"):
+        ComposedRetrieval(Crops(outside, Fields()), outside).run(circle)
+
+
+@hypothesis.given(*[st.floats(0, 30)] * 2, *[st.floats(1, 25)] * 2)
+def test_crops_are_those_of_the_program(x, y, width, height):
+    """Pixel by pixel: enlarged at the left and the top, cut at the borders, padded with black."""
+    picture = np.arange(1, 41 * 36 * 3 + 1).reshape(36, 41, 3).astype(np.uint8) | 1
+    left, top = max(0, x - 0.7 * width), max(0, y - 0.7 * height)
+    right, bottom = min(41, left + 1.7 * width), min(36, top + 1.7 * height)
+    part = picture[round(top) : round(bottom), round(left) : round(right)]
+    if part.size:
+        made = np.asarray(square(Image.fromarray(picture), (x, y, width, height)))
+        side = max(part.shape[:2])
+        assert made.shape == (side, side, 3)
+        y0, x0 = (side - part.shape[0]) // 2, (side - part.shape[1]) // 2
+        inside = made[y0 : y0 + part.shape[0], x0 : x0 + part.shape[1]]
+        np.testing.assert_array_equal(inside, part)
+        assert (made > 0).sum() == part.size  # all else is black
 
 
 # The embedded world's kinds: record 4 c + s shows colour c and shape s.
@@ -299,7 +371,7 @@ def test_compositions_in_the_embedded_world(world, edits):
             "sum": Sum(),
             "rewrite": rewrite,
             "direction": PromptDirection(mapper=rewrite),
-            "still": PromptDirection(scale=0.0, mapper=rewrite),
+            "still": PromptDirection(0.0, 0.0, mapper=rewrite),
         }.items()
     }
     assert scores["image"] == scores["text"] == scores["still"] == 0
@@ -314,10 +386,13 @@ def test_compositions_reduce_to_their_parts(world):
     assert captions == ["a red square", "a green star"]
     assert rewritten == ["a white square", "a red star"]
     image, text = known.embeddings, world.encode_text(rewritten)
+    plain = world.encode_text(captions)
+    shifted, scaled = image + 1.4 * (text - plain), plain + 0.9 * (text - plain)
     for composition, expected in (
-        (PromptDirection(1.0, 1.0, mapper), text),
-        (PromptDirection(0.0, 1.0, mapper), world.encode_text(captions)),
-        (PromptDirection(0.0, 0.0, mapper), image),
+        (PromptDirection(9.0, 1.0, 1.0, mapper), text),
+        (PromptDirection(9.0, 0.0, 1.0, mapper), plain),
+        (PromptDirection(0.0, 9.0, 0.0, mapper), image),
+        (PromptDirection(1.4, 0.9, 0.8, mapper), unit(0.2 * shifted + 0.8 * scaled)),
         (mapper, text),
         (Sum(0.0), image),
         (Sum(1.0, "so "), world.encode_text(["so make it white", "so make it red"])),

@@ -16,7 +16,7 @@ import tiny
 from big_mm import spec
 from big_mm.data.examples import Schema, encode
 from big_mm.data.records import TFRecordSource, TFRecordWriter
-from big_mm.evaluators import features
+from big_mm.evaluators import NearestNeighbours, Retrieval, ZeroShot, features, run_all
 from big_mm.mesh import MeshConfig, single_device_mesh
 from big_mm.predictor import Predictor
 from big_mm.probing import logistic
@@ -43,7 +43,9 @@ def written(path, shift=0):
     with TFRecordWriter(str(path)) as writer:
         for i in range(COUNT):
             image = b"broken" if i in (4, 22) else numbered[(i + shift) % COUNT]["image"]
-            writer.write(encode({"image": image, "key": f"n{i}", "label": i % 4}))
+            caption = ["", f"number {i % 9}"] if i != 7 else [" "]  # a damaged record as well
+            row = {"image": image, "key": f"n{i}", "label": i % 4, "caption": caption}
+            writer.write(encode(row))
     return TFRecordSource(str(path), Schema(captions=None, label="label"))
 
 
@@ -56,8 +58,10 @@ def counting(predictor, folder=None):
             seen.append(len(images))
             return super().image_outputs(images, keys, dtype)
 
-    fields = {f.name: getattr(predictor, f.name) for f in dataclasses.fields(predictor)}
-    return Counting(**fields | {"features": folder, "kept": {}}), seen
+    fields = {f.name: getattr(predictor, f.name) for f in dataclasses.fields(predictor) if f.init}
+    made = Counting(**fields | {"features": folder})
+    made.compiled.update(predictor.compiled)
+    return made, seen
 
 
 SOUND = [i for i in range(COUNT) if i not in (4, 22)]
@@ -96,6 +100,29 @@ def test_they_are_computed_once_for_all_who_ask_and_anew_for_other_parameters(pr
     assert rewritten == source
     found = features.extract(model, rewritten, "image_features")
     assert not np.allclose(found.values, first.values)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_evaluators_share_what_they_have_embedded(predictor, source, tmp_path, kept):
+    captioned = dataclasses.replace(source, schema=Schema(label="label"))
+    embedding = {"output": "image_embedding", "ks": (3,)}
+    asked = {
+        "retrieval": Retrieval(captioned, ks=(1, 2)),
+        "zero_shot": ZeroShot(captioned, oracles.NAMES, batch_size=5),
+        "few": Retrieval(captioned, ks=(1, 2), limit=9),
+        "neighbours": NearestNeighbours(captioned, captioned, **embedding),
+    }
+    alone, model = {}, None
+    for name, evaluator in asked.items():
+        model, seen = counting(predictor)
+        alone |= run_all({name: evaluator}, model)
+        assert sum(seen) == (7 if name == "few" else 20)  # without 4, 7 and 22
+    model, seen = counting(predictor, tmp_path / "kept" if kept else None)
+    assert run_all(asked, model) == alone
+    assert sum(seen) == 20 + 7
+    again, more = counting(predictor, model.features)
+    assert run_all(dict(reversed(asked.items())), again) == alone
+    assert sum(more) == (0 if kept else 20 + 7)
 
 
 @pytest.mark.parametrize("batch_size", [5, 11])  # of 11, the last batch is one damaged record
@@ -158,7 +185,7 @@ def test_nothing_stale_is_found(predictor, source, tmp_path, changed):
         other = dataclasses.replace(other, params=params)
     elif changed == "model":
         parallel = other.model.clone(pooling="parallel")
-        other = dataclasses.replace(other, model=parallel, compiled={})
+        other = dataclasses.replace(other, model=parallel)
     elif changed == "contract":
         other = dataclasses.replace(
             other, contract=dataclasses.replace(other.contract, kernel="bicubic")

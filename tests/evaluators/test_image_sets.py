@@ -18,7 +18,7 @@ from big_mm.evaluators import (
 )
 from big_mm.evaluators.choice import Options
 from big_mm.evaluators.data_types import NAMES, PROMPTS, DataTypes, prompts
-from big_mm.evaluators.image_sets import ContentWords
+from big_mm.evaluators.prompt_bias import ContentWords
 from big_mm.metrics import clip_score
 from big_mm.spec import UserError
 
@@ -71,6 +71,42 @@ def test_planted_shares_are_recovered(oracle):
         AttributeShares(source, attributes, reference=(0.5,))
     with pytest.raises(UserError, match="at least two different attributes"):
         AttributeShares(source, ("red", "red"))
+
+
+def test_languages_are_kept_apart(contract):
+    """Opposite skews of two occupations, which pooled would look fair; German half as skewed."""
+    planted = {("de", "nurse"): 3, ("de", "pilot"): 7, ("en", "nurse"): 1, ("en", "pilot"): 9}
+    sets = list(planted)
+
+    def of(n):
+        return sets[n // 10], n % 10 < planted[sets[n // 10]]
+
+    oracle = oracles.Oracle(contract, lambda n: bag("red" if of(n)[1] else "blue"), bag)
+
+    def record(n):
+        (language, group), _ = of(n)
+        return {"group": [group], "lang": [language], "prompt": ["red"]}
+
+    evaluator = AttributeShares(
+        oracles.Numbered(40, record),
+        ("red", "blue"),
+        language="lang",
+        errors=(0.0, 0.1, 0.3),
+        prompt="prompt",
+    )
+    result = evaluator.evaluate(oracle, 0)
+    values = result.values
+    assert values["deviation_de"] == pytest.approx(0.2)
+    assert values["deviation_en"] == pytest.approx(0.4)
+    assert values["deviation"] == values["deviation_error_0"] == pytest.approx(0.3)
+    assert values["gap"] == pytest.approx(0.2) and values["groups"] == 4
+    assert values["deviation_error_0.1"] == pytest.approx(((0.7 - 0.1) / 0.8 - 0.5 + 0.5) / 2)
+    assert values["deviation_error_0.3"] == pytest.approx((0.5 + 0.5) / 2)  # cut off at one
+    mean = (values["alignment_de"] + values["alignment_en"]) / 2
+    assert values["alignment"] == pytest.approx(mean)
+    assert result.artifacts["shares"]["sets"]["en: pilot"] == {"red": 0.9, "blue": 0.1}
+    with pytest.raises(UserError, match="errors=0.5: an attribute must be right more often"):
+        AttributeShares(oracles.Numbered(1), ("red", "blue"), errors=(0.5,))
 
 
 def test_the_nearest_set_is_the_most_alike(contract):

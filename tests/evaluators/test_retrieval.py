@@ -103,6 +103,27 @@ def test_figures_are_those_of_the_whole_matrix(contract, shared):
     assert found["texts"] == len(texts)
 
 
+def test_another_similarity_ranks_each_direction_its_own_way(contract):
+    texts, right = problem(shared=False)
+    evaluator = Retrieval(
+        oracles.Numbered(COUNT, said), similarity=oracles.Opposed(), map_at=(5,), batch_size=7
+    )
+    result = evaluator.evaluate(oracle(contract), 0)
+    scores = matrix(contract, texts).astype(np.float32)
+    for direction, s, r in (
+        ("image_to_text", scores, right),
+        ("text_to_image", -scores.T, right.T),
+    ):
+        expected = ranks(s, r)
+        assert result.values[f"{direction}_r@5"] == pytest.approx((expected <= 5).mean())
+        assert result.values[f"{direction}_median_rank"] == np.floor(np.median(expected))
+        found = average_precision(s, r, 5)
+        assert result.values[f"{direction}_map@5"] == pytest.approx(found)
+    assert "Opposed" in result.protocol["similarity"]
+    with pytest.raises(UserError, match="banks and rerank need the cosine"):
+        Retrieval(evaluator.source, similarity=oracles.Opposed(), rerank=Rerank())
+
+
 def test_shared_captions_are_right_for_all_their_images(contract):
     source = oracles.Numbered(COUNT, said)
     apart, shared = (

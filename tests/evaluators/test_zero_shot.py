@@ -142,6 +142,22 @@ def test_a_descriptors_score_is_the_mean_similarity(contract, tmp_path):
         assert image @ row == pytest.approx(np.mean(similarities), abs=1e-6)
 
 
+def test_by_another_similarity_a_class_scores_the_mean_of_its_texts(contract, tmp_path):
+    table = {"zero": ["red skin", "a tail"], "one": [], "two": ["has wings"], "three": ["may fly"]}
+    described = prompts.Descriptors(write(tmp_path / "descriptors.json", table))
+    assert not described.renormalize
+    source = oracles.Numbered(60, labelled)
+    oracle = reader(
+        contract, lambda n: f"{NAMES[n % 4]} {NAMES[n % 3]} {n % 7} red tail wings"[: 3 + n]
+    )
+    mean = ZeroShot(source, NAMES, described).run(oracle, 0)
+    assert 0.3 < mean["accuracy"] < 0.9
+    other = ZeroShot(source, NAMES, described, similarity=oracles.Opposed())
+    assert other.run(oracle, 0) == mean
+    with pytest.raises(UserError, match="second_look needs the cosine"):
+        ZeroShot(source, similarity=oracles.Opposed(), second_look=prompts.Differential("x.json"))
+
+
 def test_descriptions_tell_classes_with_opaque_names(contract, tmp_path):
     looks = {"zero": "red round", "one": "blue round", "two": "red square", "three": "blue square"}
     source = oracles.Numbered(16, labelled)

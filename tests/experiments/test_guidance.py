@@ -84,7 +84,7 @@ def test_the_mixture_with_a_language_model_is_equation_4(pair, tmp_path):
     images, alpha, beta = tiny.images(5), 1.5, 0.75
     mixed = guidance.LanguageGuided(p.model, q.model, alpha, beta)
     params = {"captioner": p.params, "language": q.params}
-    tokens = caption(p.replace(model=mixed, params=params), images)
+    tokens = caption(dataclasses.replace(p, model=mixed, params=params), images)
     seen = p.image_outputs(images, ("image_tokens",))["image_tokens"]
 
     def log_probs(predictor, rows, image_tokens):
@@ -104,7 +104,7 @@ def test_the_mixture_with_a_language_model_is_equation_4(pair, tmp_path):
 def test_a_captioner_that_is_its_own_language_model_guides_itself(pair):
     p, images = pair[0], tiny.images(5)
     mixed = guidance.LanguageGuided(p.model, build(p.contract), 2.5, 2.5)
-    own = p.replace(model=mixed, params={"captioner": p.params, "language": p.params})
+    own = dataclasses.replace(p, model=mixed, params={"captioner": p.params, "language": p.params})
     how = dataclasses.replace(p.contract.decoding, num_beams=3, guidance=2.5)
     plain = dataclasses.replace(how, guidance=1.0)
     np.testing.assert_array_equal(own.generate(images, plain)[0], p.generate(images, how)[0])

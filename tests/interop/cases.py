@@ -26,6 +26,7 @@ TOKENS = np.array(
     ],
     np.int32,
 )
+_CAPTIONS = [[18, 5, 7, 19], [18, 3, 19], [18, 11, 2, 3, 4, 5, 19], [18, 6, 10, 8, 9, 19]]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 _VISION = {"image_size": SIZE, "patch_size": 8, "layers": 2, "width": 24, "head_width": 8}
@@ -69,6 +70,16 @@ _SIGLIP = {
         "act_kwargs": {"approximate": "tanh"},
     },
 }
+
+
+def _bert(
+    kind: str, proj: str | None = "mlp", pooler: str | None = "mean_pooler", **top: Any
+) -> Any:
+    named = {"hf_model_name": f"golden-{kind}", "hf_model_pretrained": False}
+    how = {"hf_proj_type": proj, "hf_pooler_type": pooler, "context_length": LENGTH}
+    return {**_CLIP, **top, "text_cfg": {**named, **how}}
+
+
 OPEN_CLIP: dict[str, dict[str, Any]] = {
     "clip": _CLIP,
     "quick_gelu": _with(_CLIP, quick_gelu=True),
@@ -103,6 +114,13 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
     "registers": _with(
         _SIGLIP, vision=_trunk("vit_golden_patch8_reg4_gap_16", timm_pool="avg", timm_proj="")
     ),
+    "bert": _bert("bert", embed_dim=12, proj="linear", pooler="cls_pooler"),
+    "bert_alone": _bert("bert", embed_dim=16, proj=None, pooler=None),
+    "roberta": _bert("roberta", embed_dim=12, quick_gelu=True),
+    "biomed": {
+        **_bert("bert", embed_dim=12, pooler="cls_last_hidden_state_pooler"),
+        "vision_cfg": _trunk("vit_golden_patch8_16", timm_pool="", timm_proj="linear"),
+    },
     "timm_clip": _with(
         _CLIP,
         custom_text=True,
@@ -114,6 +132,35 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
         vision_cfg=_trunk("vit_golden_patch8_gap_16", timm_pool="avg", timm_proj="linear"),
     ),
 }
+_BERT = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+# What the names of the tiny text towers stand for, in Hugging Face's words and in those of
+# `text_towers`.
+TEXT_TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "golden-bert": (
+        {"model_type": "bert", "max_position_embeddings": 9, **_BERT},
+        {"vocab_size": VOCAB, "max_len": 9},
+    ),
+    "golden-roberta": (
+        {
+            "model_type": "xlm-roberta",
+            "max_position_embeddings": 12,
+            "pad_token_id": 1,
+            "type_vocab_size": 1,
+            "layer_norm_eps": 1e-5,
+            **_BERT,
+        },
+        {"vocab_size": VOCAB, "max_len": 10, "roberta": True},
+    ),
+}
+TEXT_TOWERS = {name: (theirs, {"size": "golden", **o}) for name, (theirs, o) in TEXT_TOWERS.items()}
+# In `variants.TOWERS`.
+SIZES = {"golden": (16, 2, 2, 64)}
 _HF_TEXT = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -146,6 +193,12 @@ _HF_SIGLIP = {
 HUGGING_FACE: dict[str, dict[str, Any]] = {
     "clip": _HF_CLIP,
     "clip_legacy_eos": _with_text(_HF_CLIP, eos_token_id=2, hidden_act="gelu", layer_norm_eps=1e-3),
+    "chinese_clip": {
+        "model_type": "chinese_clip",
+        "projection_dim": 12,
+        "text_config": {**_HF_TEXT, "max_position_embeddings": 9, "pad_token_id": 0},
+        "vision_config": {**_HF_VISION, "projection_dim": 12},
+    },
     "siglip": _HF_SIGLIP,
     "siglip2": {
         **_HF_SIGLIP,
@@ -170,6 +223,7 @@ _CAPPA = {
     "decoder_num_layers": 3,
     "decoder_num_heads": 2,
 }
+_NAFLEX = {**_TOWER, "num_heads": 4, "pool_type": "map"}
 # The arguments of its models: CapPa where it has patches, else two towers.
 BIG_VISION: dict[str, dict[str, Any]] = {
     "siglip": {
@@ -189,8 +243,43 @@ BIG_VISION: dict[str, dict[str, Any]] = {
         "text": {**_TXT, "pool_type": "first"},
         "out_dim": (12, 12),
     },
+    "lit_bert": {
+        "image": {**_IMG, "pool_type": "tok"},
+        "text": {"config": "base"},
+        "text_model": "proj.flaxformer.bert",
+        "out_dim": (None, 16),
+        "bias_init": -2.71,
+    },
+    "rep_size": {
+        "image": {**_IMG, "pool_type": "gap", "rep_size": 12},
+        "text": _TXT,
+        "out_dim": (None, 12),
+    },
+    "naflex": {
+        "image": {**_NAFLEX, "nposemb": 2},
+        "image_model": "proj.image_text.naflex_vit",
+        "text": _TXT,
+        "out_dim": (None, 16),
+        "bias_init": -10.0,
+    },
+    "naflex_resized": {
+        "image": {**_NAFLEX, "nposemb": 3},
+        "image_model": "proj.image_text.naflex_vit",
+        "text": _TXT,
+        "out_dim": (None, 16),
+        "bias_init": -10.0,
+    },
     "cappa": {**_CAPPA, "masked_pred_prob": 0.75, "masking_ratio": 1.0, "decoder_bias": False},
     "cappa_scan": {**_CAPPA, "scan": True},
+}
+# What flaxformer's "base" stands for.
+BERT = {
+    "hidden_size": 16,
+    "intermediate_dim": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": VOCAB,
+    "max_length": 9,
 }
 # Weights with which captions end before they are full.
 SEEDS = {"coca": 177, "coca_parallel": 166, "coca_cascade": 109, "coca_pad_id": 177}
@@ -211,6 +300,7 @@ TRUNKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"pool": "avg", "registers": 4, "layer_scale": 1e-5, "fc_norm": True},
     ),
+    "vit_golden_patch8_16": ({"global_pool": "token"}, {"pool": "token"}),
     "vit_golden_patch8_clip_16": (
         {"pre_norm": True, "global_pool": "token"},
         {"pool": "token", "clip": True},
@@ -240,6 +330,20 @@ def array(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 def weights(names: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """All weights of a model, by {name: shape}."""
     return {name: np.asarray(array(name, tuple(shape), seed)) for name, shape in names.items()}
+
+
+def pad_id(config: dict[str, Any]) -> int | None:
+    """By which the text tower of a config tells padding; None: it does not."""
+    if "model_type" in config:
+        return 0 if config["model_type"] == "chinese_clip" else None
+    name = config["text_cfg"].get("hf_model_name")
+    return None if name is None else TEXT_TOWERS[name][0].get("pad_token_id", 0)
+
+
+def padded(pad_id: int) -> np.ndarray:
+    """[4, length] int32: captions that hold no padding, which is told by its id."""
+    rows = [row + [pad_id] * (LENGTH - len(row)) for row in _CAPTIONS]
+    return np.array(rows, np.int32)
 
 
 def images() -> np.ndarray:

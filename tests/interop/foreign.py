@@ -8,17 +8,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import safetensors.numpy
 from etils import epath
 
 from big_mm import decoding, programs, spec, trees
-from big_mm.interop import hugging_face, mapping, open_clip, open_clip_table, reading
+from big_mm.interop import (
+    hugging_face,
+    mapping,
+    open_clip,
+    open_clip_table,
+    reading,
+    text_towers,
+    timm_trunks,
+)
 from big_mm.losses import captioning, contrastive
+from big_mm.models import variants
 from tests.interop import cases
 
 TOKENS = jnp.asarray(cases.TOKENS)
 # What is not padding: all up to the last id that is none.
 TOKEN_MASK = jnp.asarray(np.cumsum(cases.TOKENS[:, ::-1] != 0, axis=1)[:, ::-1] > 0)
+
+
+def register_tiny_towers(patch: pytest.MonkeyPatch) -> None:
+    """Makes our tables know the tiny towers by name."""
+    for name, (_, ours) in cases.TRUNKS.items():
+        patch.setitem(timm_trunks.TRUNKS, name, timm_trunks.Trunk(**ours))
+    for name, (_, ours) in cases.TEXT_TOWERS.items():
+        patch.setitem(text_towers.TOWERS, name, text_towers.Tower(**ours))
+    for name, sizes in cases.SIZES.items():
+        patch.setitem(variants.TOWERS, name, sizes)
 
 
 def open_clip_folder(
@@ -46,10 +66,11 @@ def hugging_face_folder(
     folder: pathlib.Path, config: dict[str, Any], weights: dict[str, np.ndarray]
 ) -> pathlib.Path:
     """A directory as transformers saves it."""
-    clip = config["model_type"] == "clip"
+    clip = "siglip" not in config["model_type"]
     half = (0.5, 0.5, 0.5)
     size = {"height": cases.SIZE, "width": cases.SIZE}
-    kind = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}[config["model_type"]]
+    kinds = {"clip": "CLIP", "chinese_clip": "ChineseCLIP"}
+    kind = kinds.get(config["model_type"], config["model_type"].capitalize())
     pictures = {"image_processor_type": f"{kind}ImageProcessor"}
     if kind == "Siglip2":
         pictures |= {"max_num_patches": 4, "patch_size": 8, "resample": 2}
@@ -72,16 +93,23 @@ def hugging_face_names(case: str) -> dict[str, tuple[int, ...]]:
     return mapping.expected(table, mapping.shapes_of(model))
 
 
+def batch(pad_id: int | None = None) -> dict[str, jax.Array]:
+    """The cases' inputs; with `pad_id`, captions whose padding is told by it."""
+    tokens = TOKENS if pad_id is None else jnp.asarray(cases.padded(pad_id))
+    token_mask = TOKEN_MASK if pad_id is None else tokens != pad_id
+    return {"image": jnp.asarray(cases.images()), "tokens": tokens, "token_mask": token_mask}
+
+
 class Loaded:
     """An imported checkpoint: the model, its parameters, its outputs for the cases' inputs."""
 
-    def __init__(self, path: pathlib.Path, config: str | None = None):
+    def __init__(self, path: pathlib.Path, config: str | None = None, pad_id: int | None = None):
+        """`pad_id` as in `batch`."""
         self.imported = reading.read(epath.Path(path), config)
         self.model = spec.build(self.imported.components)["model"]
         params = {k: jnp.asarray(v) for k, v in self.imported.params.items()}
         self.variables = {"params": trees.unflatten(params)}
-        self.batch = {"image": jnp.asarray(cases.images()), "tokens": TOKENS}
-        self.batch["token_mask"] = TOKEN_MASK
+        self.batch = batch(pad_id)
         self.outputs = jax.jit(self.model.apply)(self.variables, self.batch)
 
     def logits(self) -> jax.Array:

@@ -5,17 +5,20 @@
 from the repository's root, with the peers installed (`pip install open_clip_torch==3.3.0
 'transformers<4.56' torch`; open_clip's captions need the beam search that later ones lack).
 For the big_vision family add `--big_vision PATH`, a checkout of github.com/google-research/
-big_vision, in an environment with JAX and Flax. Nothing of big_mm is imported.
+big_vision, and `--flaxformer PATH`, one of github.com/google/flaxformer, in an environment with
+JAX, Flax, aqtp and chex (`pip install --no-deps aqtp chex`). Nothing of big_mm is imported.
 """
 
 import argparse
 import collections
+import dataclasses
 import functools
 import importlib.metadata
 import json
 import pathlib
 import sys
-import types
+import tempfile
+import unittest.mock
 from typing import Any
 
 import numpy as np
@@ -60,19 +63,29 @@ def open_clip() -> dict[str, Any]:
     for name, config in cases.OPEN_CLIP.items():
         arguments = json.loads(json.dumps(config))
         kind = CoCa if "multimodal_cfg" in config else CLIP
-        kind = CustomTextCLIP if arguments.pop("custom_text", False) and kind is CLIP else kind
-        model = loaded(kind(**arguments), cases.SEEDS.get(name, 0))
-        made[name] = {"names": cases.digest(shapes(model)), **open_clip_outputs(model)}
+        bert = (pad_id := cases.pad_id(config)) is not None
+        custom = arguments.pop("custom_text", False) or bert
+        kind = CustomTextCLIP if custom and kind is CLIP else kind
+        with tempfile.TemporaryDirectory() as folder:
+            if bert:
+                said, _ = cases.TEXT_TOWERS[config["text_cfg"]["hf_model_name"]]
+                pathlib.Path(folder, "config.json").write_text(json.dumps(said))
+                arguments["text_cfg"]["hf_model_name"] = folder
+            model = loaded(kind(**arguments), cases.SEEDS.get(name, 0))
+        tokens = cases.padded(pad_id) if bert else cases.TOKENS
+        found = open_clip_outputs(model, tokens=tokens)
+        made[name] = {"names": cases.digest(shapes(model)), **found}
     return {"versions": versions("open_clip_torch", "timm", "torch", "transformers"), "cases": made}
 
 
 def hugging_face() -> dict[str, Any]:
-    """CLIP, SigLIP and SigLIP 2 of transformers."""
+    """CLIP, Chinese CLIP, SigLIP and SigLIP 2 of transformers."""
     tolerate_missing_torchvision_operators()
     import torch
     import transformers
 
-    kinds = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2"}
+    kinds = {"clip": "CLIP", "chinese_clip": "ChineseCLIP"}
+    kinds |= {"siglip": "Siglip", "siglip2": "Siglip2"}
     made = {}
     for name, config in cases.HUGGING_FACE.items():
         arguments = json.loads(json.dumps(config))
@@ -80,7 +93,8 @@ def hugging_face() -> dict[str, Any]:
         build = getattr(transformers, f"{kind}Model")
         model = loaded(build(getattr(transformers, f"{kind}Config")(**arguments)))
         half = (0.5, 0.5, 0.5)
-        pictures = torch.tensor(cases.pixels() if kind == "CLIP" else cases.pixels(half, half))
+        clip = kind.endswith("CLIP")
+        pictures = torch.tensor(cases.pixels() if clip else cases.pixels(half, half))
         given = {"pixel_values": pictures}
         if kind == "Siglip2":
             size = config["vision_config"]["patch_size"]
@@ -89,7 +103,9 @@ def hugging_face() -> dict[str, Any]:
             side = torch.tensor([[cases.SIZE // size] * 2] * len(pictures))
             given = {"pixel_values": patches, "spatial_shapes": side}
             given["pixel_attention_mask"] = torch.ones(patches.shape[:2], dtype=torch.int32)
-        tokens = torch.tensor(cases.TOKENS).long()
+        pad_id = cases.pad_id(config)
+        tokens = torch.tensor(cases.TOKENS if pad_id is None else cases.padded(pad_id)).long()
+        given |= {} if pad_id is None else {"attention_mask": tokens != pad_id}
         with torch.no_grad():
             out = model(input_ids=tokens, return_loss=True, **given)
         made[name] = {
@@ -102,30 +118,35 @@ def hugging_face() -> dict[str, Any]:
     return {"versions": versions("transformers", "torch"), "cases": made}
 
 
-def big_vision(checkout: pathlib.Path) -> dict[str, Any]:
+def big_vision(checkout: pathlib.Path, flaxformer: pathlib.Path) -> dict[str, Any]:
     """Two towers and CapPa of big_vision, whose files need TensorFlow for their paths only."""
-    sys.path.insert(0, str(checkout))
+    sys.path[:0] = [str(checkout), str(flaxformer)]
     import flax.training.checkpoints
     import jax
 
     # Only now: Flax would use it.
-    for name in ("tensorflow", "tensorflow.io", "tensorflow.io.gfile"):
-        sys.modules.setdefault(name, types.ModuleType(name))
+    for name in ("", ".io", ".io.gfile", *(f".compiler{x}" for x in ("", ".xla", ".xla.service"))):
+        sys.modules.setdefault(f"tensorflow{name}", unittest.mock.MagicMock())
     from big_vision.models.proj.cappa import cappa
     from big_vision.models.proj.image_text import two_towers
+    from flaxformer.architectures.bert import configs
 
+    base = configs.BertBaseConfig
+    configs.BertBaseConfig = lambda: dataclasses.replace(base(), **cases.BERT)
     half = (0.5, 0.5, 0.5)
-    pixels = cases.pixels(half, half).transpose(0, 2, 3, 1)
+    images = cases.pixels(half, half).transpose(0, 2, 3, 1)
     made = {}
     for name, arguments in cases.BIG_VISION.items():
         captioner = "patches" in arguments
         model = (cappa if captioner else two_towers).Model(**arguments)
-        init = jax.eval_shape(model.init, jax.random.key(0), pixels, cases.TOKENS)["params"]
+        pixels = naflex_patches(images, 8) if name.startswith("naflex") else images
+        tokens = cases.padded(0) if name == "lit_bert" else cases.TOKENS
+        init = jax.eval_shape(model.init, jax.random.key(0), pixels, tokens)["params"]
         flat = flax.traverse_util.flatten_dict(init, sep="/")
         names = {key: list(leaf.shape) for key, leaf in flat.items()}
         weights = flax.traverse_util.unflatten_dict(cases.weights(names), sep="/")
         made[name] = {"names": names}
-        out = model.apply({"params": weights}, pixels, cases.TOKENS)
+        out = model.apply({"params": weights}, pixels, tokens)
         if captioner:
             made[name]["caption_logits"] = rounded(out)
         else:
@@ -134,6 +155,14 @@ def big_vision(checkout: pathlib.Path) -> dict[str, Any]:
             made[name] |= {"image": rounded(image), "text": rounded(text)}
             made[name]["logits"] = rounded(logits)
     return {"versions": versions("jax", "flax"), "cases": made}
+
+
+def naflex_patches(images: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+    """Rows of pixels, their type, and their places, as NaFlex takes them."""
+    batch, side = len(images), images.shape[1] // size
+    patches = images.reshape(batch, side, size, side, size, 3).transpose(0, 1, 3, 2, 4, 5)
+    y, x = (np.tile(places.reshape(1, -1), (batch, 1)) for places in np.mgrid[:side, :side])
+    return patches.reshape(batch, side * side, -1), np.ones_like(y), y, x
 
 
 def register_trunks(timm: Any) -> None:
@@ -167,12 +196,14 @@ def register_trunks(timm: Any) -> None:
         register_model(make)
 
 
-def open_clip_outputs(model: Any, mean: Any = cases.MEAN, std: Any = cases.STD) -> dict[str, Any]:
+def open_clip_outputs(
+    model: Any, mean: Any = cases.MEAN, std: Any = cases.STD, tokens: np.ndarray = cases.TOKENS
+) -> dict[str, Any]:
     """Embeddings, logits, losses and captions."""
     import torch
     from open_clip.loss import ClipLoss, CoCaLoss, SigLipLoss
 
-    images, tokens = torch.tensor(cases.pixels(mean, std)), torch.tensor(cases.TOKENS).long()
+    images, tokens = torch.tensor(cases.pixels(mean, std)), torch.tensor(tokens).long()
     with torch.no_grad():
         if hasattr(model, "text_decoder"):
             out = model(images, tokens)
@@ -291,13 +322,15 @@ def main() -> None:
     )
     parser.add_argument("families", nargs="+", choices=[*FAMILIES, "torch"])
     parser.add_argument("--big_vision", type=pathlib.Path, metavar="PATH")
+    parser.add_argument("--flaxformer", type=pathlib.Path, metavar="PATH")
     parser.add_argument("--out", type=pathlib.Path, default=cases.GOLDEN)
     arguments = parser.parse_args()
     if "torch" in arguments.families:
         torch_files(arguments.out)
     for family in set(arguments.families) - {"torch"}:
         file = arguments.out / f"{family}.json"
-        needed = (arguments.big_vision,) if family == "big_vision" else ()
+        checkouts = (arguments.big_vision, arguments.flaxformer)
+        needed = checkouts if family == "big_vision" else ()
         made = FAMILIES[family](*needed)
         file.write_text(json.dumps(made, separators=(",", ":")) + "\n")
         print(f"{file}: {file.stat().st_size:,} bytes")

@@ -11,8 +11,10 @@ import safetensors.numpy
 from etils import epath
 
 import big_mm
-from big_mm import mesh, trees
-from big_mm.interop import convert, reading, tensors, timm_trunks
+from big_mm import mesh, spec, trees
+from big_mm.data.contract import Contract
+from big_mm.interop import convert, open_clip, reading, tensors, writing
+from big_mm.models import vision
 from big_mm.spec import UserError
 from big_mm.training import init_from
 from tests import tiny
@@ -20,9 +22,8 @@ from tests.interop import cases, foreign
 
 
 @pytest.fixture(autouse=True)
-def tiny_trunks(monkeypatch):
-    for name, (_, ours) in cases.TRUNKS.items():
-        monkeypatch.setitem(timm_trunks.TRUNKS, name, timm_trunks.Trunk(**ours))
+def tiny_towers(monkeypatch):
+    foreign.register_tiny_towers(monkeypatch)
 
 
 def stored(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -47,7 +48,9 @@ def source(folder: pathlib.Path, family: str, name: str) -> tuple[pathlib.Path, 
     return foreign.hugging_face_folder(folder, cases.HUGGING_FACE[name], weights), weights
 
 
-@pytest.mark.parametrize(("family", "name"), [("open_clip", "siglip"), ("hugging_face", "clip")])
+@pytest.mark.parametrize(
+    ("family", "name"), [("open_clip", "siglip"), ("open_clip", "bert"), ("hugging_face", "clip")]
+)
 def test_their_weights_come_back_bit_for_bit(tmp_path, family, name):
     given, weights = source(tmp_path / "given", family, name)
     convert.convert(given, "big_mm", tmp_path / "ours")
@@ -142,7 +145,7 @@ def test_training_at_another_resolution(tmp_path):
     after = start.apply({"image": {"position_embedding": on_a_device(np.zeros((17, 24)))}})
     found = np.asarray(after["image"]["position_embedding"])
     np.testing.assert_array_equal(found[0], theirs[0])
-    np.testing.assert_allclose(found[1:], init_from.resize_grid(jnp.asarray(theirs[1:]), 16))
+    np.testing.assert_allclose(found[1:], vision.resize_grid(jnp.asarray(theirs[1:]), 16))
     with pytest.raises(UserError, match="is another program's checkpoint; convert it first"):
         init_from.InitFrom(str(given)).apply({})
     without = {"image": {"position_embedding": on_a_device(np.zeros((16, 24)))}}
@@ -242,6 +245,55 @@ def test_architectures_that_are_not_supported(tmp_path, config, message):
     (given / "open_clip_config.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match=message):
         reading.read(epath.Path(given))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"hf_model_name": "xlm-roberta-bas"}, "'xlm-roberta-bas' is not supported; the nearest"),
+        ({"hf_pooler_type": "max_pooler"}, "hf_pooler_type='max_pooler' is not supported; supp"),
+        ({"hf_proj_type": "clap_mlp"}, "hf_proj_type='clap_mlp' is not supported; supported: 'm"),
+        ({"hf_modle_name": "x"}, "text_cfg.hf_modle_name='x' is not known; the nearest known: hf"),
+    ],
+)
+def test_text_towers_that_are_not_supported(tmp_path, config, message):
+    given, _ = source(tmp_path / "given", "open_clip", "bert")
+    said = json.loads((given / "open_clip_config.json").read_text())
+    said["model_cfg"]["text_cfg"] |= config
+    (given / "open_clip_config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=message):
+        reading.read(epath.Path(given))
+
+
+def test_new_parts_of_towers_are_not_dropped_in_silence(tmp_path):
+    built = spec.build(open_clip.model_spec(cases.OPEN_CLIP["clip"], "config"))
+
+    def message(form, model):
+        with pytest.raises(UserError) as error:
+            writing.WRITERS[form](tmp_path, model, {}, Contract())
+        return str(error.value)
+
+    for form in ("open_clip", "hugging_face"):
+        rep = built.clone(image=built.image.clone(rep_size=3))
+        assert "image.rep_size=3 (needs 0)" in message(form, rep)
+        grid = built.clone(image=built.image.clone(position_grid=3))
+        assert "image.position_grid=3 (needs 0)" in message(form, grid)
+        typed = built.clone(text=built.text.clone(token_types=2, position_offset=2))
+        assert "text.token_types=2 (needs 0)" in message(form, typed)
+        assert "text.position_offset=2 (needs 0)" in message(form, typed)
+        hidden = built.clone(text_projection_hidden=9)
+        assert "model.text_projection_hidden=9 (needs 0)" in message(form, hidden)
+        post = built.clone(image=built.image.clone(blocks=built.image.blocks.clone(norm="post")))
+        assert "image.blocks.norm='post' (needs 'pre')" in message(form, post)
+    bert = spec.build(open_clip.model_spec(cases.OPEN_CLIP["bert"], "config"))
+    unknown = bert.clone(text=bert.text.clone(vocab_size=21))
+    assert "none of the names known here has width=16, depth=2" in message("open_clip", unknown)
+    last = bert.clone(text=bert.text.clone(pool="last"))
+    assert "text.pool='last' (needs 'first' or 'mean')" in message("open_clip", last)
+    assert "text.rep_size=16 (needs 0)" in message("hugging_face", bert)
+    siglip = bert.clone(image=bert.image.clone(pool="map"))
+    assert "text.blocks.norm='post' (needs 'pre')" in message("hugging_face", siglip)
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_kinds_of_directories_and_files(tmp_path):

@@ -1,4 +1,4 @@
-"""What transformers computes with the same weights, we compute: CLIP, SigLIP, SigLIP 2."""
+"""What transformers computes with the same weights, we compute: its CLIPs and its SigLIPs."""
 
 import functools
 
@@ -18,7 +18,8 @@ def loaded(tmp_path_factory):
     def load(name: str) -> foreign.Loaded:
         folder, config = tmp_path_factory.mktemp(name), cases.HUGGING_FACE[name]
         weights = cases.weights(foreign.hugging_face_names(name))
-        return foreign.Loaded(foreign.hugging_face_folder(folder, config, weights))
+        given = foreign.hugging_face_folder(folder, config, weights)
+        return foreign.Loaded(given, pad_id=cases.pad_id(config))
 
     return load
 

@@ -16,7 +16,7 @@ from etils import epath
 
 from big_mm import spec
 from big_mm.data.tokenizers import SentencePiece
-from big_mm.interop import inputs
+from big_mm.interop import big_vision_inputs, inputs
 
 HERE = pathlib.Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden_inputs.json").read_text())
@@ -124,7 +124,7 @@ def test_hugging_faces_pictures(folder, release, family, interpolation, resample
 @pytest.mark.parametrize("kernel", ["tf_bilinear", "tf_triangle", "tf_bicubic", "tf_area"])
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 def test_big_visions_pictures_pixel_for_pixel(resize, kernel):
-    contract = spec.build(inputs.big_vision("siglip", cases.SIZE, 64, None).contract)
+    contract = spec.build(big_vision_inputs.read("siglip", cases.SIZE, 64, None).contract)
     assert (contract.resize, contract.kernel) == ("squash", "tf_bilinear")
     inner = cases.INNER if resize == "crop" else None
     contract = dataclasses.replace(contract, resize=resize, kernel=kernel, resize_size=inner)
@@ -221,7 +221,7 @@ def test_big_visions_siglip_and_cappa(folder):
     path.write_bytes(base64.b64decode(VOCABULARIES["t5"]))
 
     def contract(family, length):
-        return spec.build(inputs.big_vision(family, 8, length, str(path)).contract)
+        return spec.build(big_vision_inputs.read(family, 8, length, str(path)).contract)
 
     _, token_mask = check_rows(contract("siglip", cases.LENGTH), "big_vision/siglip")
     assert token_mask.all()
@@ -234,7 +234,7 @@ def test_big_visions_siglip_and_cappa(folder):
 def test_big_visions_siglip_2_reads_gemma(folder):
     path = folder / "gemma.model"
     path.write_bytes(base64.b64decode(VOCABULARIES["gemma"]))
-    contract = spec.build(inputs.big_vision("siglip2", 8, 64, str(path)).contract)
+    contract = spec.build(big_vision_inputs.read("siglip2", 8, 64, str(path)).contract)
     tokens, token_mask = contract.text(["A dog É", ""])
     words = contract.tokenizer.encode("a dog É")
     assert tokens[0].tolist() == [*words, 1] + [0] * (63 - len(words))
@@ -245,6 +245,6 @@ def test_big_visions_siglip_2_reads_gemma(folder):
 def test_big_visions_lit(folder):
     path = folder / "vocab.txt"
     path.write_text("\n".join(VOCABULARIES["bert"]) + "\n")
-    contract = spec.build(inputs.big_vision("lit", 8, cases.LENGTH, str(path)).contract)
+    contract = spec.build(big_vision_inputs.read("lit", 8, cases.LENGTH, str(path)).contract)
     tokens, token_mask = check_rows(contract, "big_vision/lit")
     np.testing.assert_array_equal(token_mask, tokens != 0)

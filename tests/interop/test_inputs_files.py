@@ -15,7 +15,7 @@ from big_mm.data import subwords
 from big_mm.data.contract import Contract
 from big_mm.data.subwords import ClipBPE, TokenizerJson, WordPiece
 from big_mm.data.tokenizers import SentencePiece
-from big_mm.interop import inputs, tokenizer_files
+from big_mm.interop import big_vision_inputs, inputs, tokenizer_files
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
 
@@ -224,11 +224,45 @@ def test_models_whose_rows_no_contract_has(folder):
     refuse("tokenizer_mode", golden.open_clip, folder, tokenizer_mode="clips")
     refuse("tokenizer_type", golden.open_clip, folder, tokenizer_type="tiktoken")
     refuse("'upper' is none of lower", golden.open_clip, folder, "upper")
-    refuse("'blip' is none of siglip", inputs.big_vision, "blip", 8, 16, None)
+    refuse("'blip' is none of siglip", big_vision_inputs.read, "blip", 8, 16, None)
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     path = str(folder / "vocab.txt")
-    refuse("is a WordPiece file; siglip", inputs.big_vision, "siglip", 8, 16, path)
-    refuse("no tokenizer file at", inputs.big_vision, "siglip", 8, 16, str(folder / "absent"))
+    refuse("is a WordPiece file; siglip", big_vision_inputs.read, "siglip", 8, 16, path)
+    refuse("no tokenizer file at", big_vision_inputs.read, "siglip", 8, 16, str(folder / "absent"))
+
+
+def test_files_of_which_berts_rows_cannot_be_made(folder):
+    config = {"text_cfg": {"hf_model_name": "xlm-roberta-base", "hf_tokenizer_name": "x"}}
+
+    def refused(message, path):
+        refuse(message, inputs.open_clip, config, folder, str(path))
+        (folder / "config.json").write_text(json.dumps({"model_type": "chinese_clip"}))
+        (folder / "preprocessor_config.json").write_text(
+            json.dumps({"size": {"height": 8, "width": 8}, "do_center_crop": False})
+        )
+        refuse(message, inputs.hugging_face, folder, str(path))
+
+    # XLM-RoBERTa shifts its ids by one.
+    (folder / "sentencepiece.bpe.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    refused("is a SentencePiece file; BERT and RoBERTa", folder / "sentencepiece.bpe.model")
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nDog\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+    refused("is of a cased BERT, which is read from its tokenizer.json", folder / "vocab.txt")
+
+
+@pytest.mark.interop
+def test_texts_of_chinese_clip(folder):
+    text = {"max_position_embeddings": 512, "vocab_size": 21_128}
+    config = {"model_type": "chinese_clip", "text_config": text}
+    (folder / "config.json").write_text(json.dumps(config))
+    pictures = {"size": {"height": 8, "width": 8}, "do_center_crop": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n一\n只\n狗\ndog\n")
+    contract = spec.build(inputs.hugging_face(folder, None).contract)
+    tokens, token_mask = contract.text(["一只狗 DOG", ""])
+    assert tokens.shape == (2, 52)
+    assert tokens[0, :7].tolist() == [2, 4, 5, 6, 7, 3, 0]
+    assert token_mask.sum(axis=1).tolist() == [6, 2]
 
 
 @pytest.mark.interop
@@ -259,7 +293,7 @@ def test_a_missing_package_is_named(folder, monkeypatch):
 
 
 def test_without_a_tokenizer_there_is_a_warning(folder, caplog):
-    made = inputs.big_vision("siglip", 8, 64, None)
+    made = big_vision_inputs.read("siglip", 8, 64, None)
     assert made.contract.tokenizer is None and "no tokenizer" in caplog.text
     assert golden.open_clip(folder, clean="whitespace").tokenizer is None
 

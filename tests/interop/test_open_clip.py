@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from big_mm import spec
-from big_mm.interop import mapping, open_clip, open_clip_export, open_clip_table, timm_trunks
+from big_mm.interop import mapping, open_clip, open_clip_export, open_clip_table
 from big_mm.models import text
 from tests.interop import cases, foreign
 
@@ -19,11 +19,9 @@ DUAL_ENCODERS = [name for name in cases.OPEN_CLIP if name not in COCAS]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tiny_trunks():
-    made = {name: timm_trunks.Trunk(**ours) for name, (_, ours) in cases.TRUNKS.items()}
+def tiny_towers():
     with pytest.MonkeyPatch.context() as patch:
-        for name, trunk in made.items():
-            patch.setitem(timm_trunks.TRUNKS, name, trunk)
+        foreign.register_tiny_towers(patch)
         yield
 
 
@@ -33,7 +31,9 @@ def loaded(tmp_path_factory):
     def load(name: str) -> foreign.Loaded:
         folder = tmp_path_factory.mktemp(name)
         weights = cases.weights(foreign.open_clip_names(name), cases.SEEDS.get(name, 0))
-        return foreign.Loaded(foreign.open_clip_folder(folder, cases.OPEN_CLIP[name], weights))
+        config = cases.OPEN_CLIP[name]
+        given = foreign.open_clip_folder(folder, config, weights)
+        return foreign.Loaded(given, pad_id=cases.pad_id(config))
 
     return load
 

@@ -6,20 +6,28 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from big_mm import spec, trees
 from big_mm.data.contract import Contract
-from big_mm.interop import architectures, mapping, open_clip, open_clip_table, timm_trunks, writing
+from big_mm.interop import (
+    architectures,
+    hugging_face,
+    mapping,
+    open_clip,
+    open_clip_table,
+    text_towers,
+    timm_trunks,
+    writing,
+)
 from big_mm.models import variants
 from big_mm.spec import UserError
 from tests.interop import cases, foreign, make_golden
 
 pytestmark = pytest.mark.peer
 # Why open_clip 3.3's own configs are refused, by a part of the message, and how many.
-REFUSED = {"is a ResNet": 10, "hf_model_name": 9, "timm_model_name": 48, "attentional_pool": 2}
+REFUSED = {"is a ResNet": 10, "hf_model_name": 6, "timm_model_name": 48, "attentional_pool": 2}
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +38,37 @@ def peers():
 
 
 @pytest.fixture
-def tiny_trunks(peers, monkeypatch):
+def tiny_towers(peers, monkeypatch):
     import timm
 
     make_golden.register_trunks(timm)
-    for name, (_, ours) in cases.TRUNKS.items():
-        monkeypatch.setitem(timm_trunks.TRUNKS, name, timm_trunks.Trunk(**ours))
+    foreign.register_tiny_towers(monkeypatch)
 
 
-def test_every_config_of_open_clip_is_the_same_architecture_or_refused(peers):
+@pytest.fixture
+def hub(peers, monkeypatch):
+    """Configs of text towers by name, as the hub has them."""
+    transformers = pytest.importorskip("transformers")
+
+    def config(name):
+        if name in cases.TEXT_TOWERS:
+            said = dict(cases.TEXT_TOWERS[name][0])
+        else:
+            tower = text_towers.TOWERS[name]
+            width, depth, heads, mlp_dim = variants.TOWERS[tower.size]
+            said = {"model_type": "roberta" if tower.roberta else "bert"}
+            said |= {"vocab_size": tower.vocab_size, "hidden_size": width}
+            said |= {"num_hidden_layers": depth, "num_attention_heads": heads}
+            said |= {"intermediate_size": mlp_dim}
+            roberta = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+            said |= roberta if tower.roberta else {}
+        kinds = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
+        return getattr(transformers, f"{kinds[said.pop('model_type')]}Config")(**said)
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", config)
+
+
+def test_every_config_of_open_clip_is_the_same_architecture_or_refused(peers, hub):
     import torch
 
     folder = pathlib.Path(peers.__file__).parent / "model_configs"
@@ -52,7 +82,9 @@ def test_every_config_of_open_clip_is_the_same_architecture_or_refused(peers):
             refused[reason] = refused.get(reason, 0) + 1
             continue
         arguments = dict(config)
-        custom = arguments.pop("custom_text", False)
+        bert = arguments["text_cfg"].get("hf_model_name") is not None
+        custom = arguments.pop("custom_text", False) or bert
+        arguments["text_cfg"] |= {"hf_model_pretrained": False} if bert else {}
         kind = peers.coca_model.CoCa if "multimodal_cfg" in config else peers.model.CLIP
         kind = peers.model.CustomTextCLIP if custom and kind is peers.model.CLIP else kind
         with torch.device("meta"):
@@ -61,7 +93,7 @@ def test_every_config_of_open_clip_is_the_same_architecture_or_refused(peers):
         assert mapping.expected(table, mapping.shapes_of(model)) == theirs, file.stem
         same.append(file.stem)
     assert refused == REFUSED
-    assert len(same) == 75
+    assert len(same) == 78
 
 
 def test_architectures_by_name_are_open_clips(peers):
@@ -136,12 +168,11 @@ def coca():
     return made
 
 
-def written(folder: pathlib.Path, made, form: str):
+def written(folder: pathlib.Path, made, form: str, pad_id: int | None = None):
     """Writes a model of random parameters; it and its outputs for the cases' inputs."""
     model = spec.build(made)
     contract = Contract(image_size=cases.SIZE, max_len=cases.LENGTH)
-    batch = {"image": jnp.asarray(cases.images()), "tokens": foreign.TOKENS}
-    batch["token_mask"] = foreign.TOKEN_MASK
+    batch = foreign.batch(pad_id)
     params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
     flat = {k: v + cases.array(k, v.shape) / 4 for k, v in trees.flatten(params).items()}
     params = trees.unflatten(flat)
@@ -157,11 +188,21 @@ def registers():
     return open_clip.model_spec(cases.OPEN_CLIP["registers"], "config")
 
 
-@pytest.mark.parametrize("made", [clip, coca, timm_siglip, registers])
-def test_open_clip_computes_the_same_of_what_we_write(peers, tiny_trunks, tmp_path, made):
-    model, ours = written(tmp_path, made(), "open_clip")
+def bert():
+    return open_clip.model_spec(cases.OPEN_CLIP["bert"], "config")
+
+
+def roberta():
+    return open_clip.model_spec(cases.OPEN_CLIP["roberta"], "config")
+
+
+@pytest.mark.parametrize("made", [clip, coca, timm_siglip, registers, bert, roberta])
+def test_open_clip_computes_the_same_of_what_we_write(peers, hub, tiny_towers, tmp_path, made):
+    pad_id = {bert: 0, roberta: 1}.get(made)
+    model, ours = written(tmp_path, made(), "open_clip", pad_id)
     theirs = peers.create_model(f"local-dir:{tmp_path}").eval()
-    found = make_golden.open_clip_outputs(theirs, model.image.mean, model.image.std)
+    tokens = cases.TOKENS if pad_id is None else cases.padded(pad_id)
+    found = make_golden.open_clip_outputs(theirs, model.image.mean, model.image.std, tokens)
     for side in ("image", "text"):
         np.testing.assert_allclose(found[side], ours[f"{side}_embedding"], atol=1e-5)
     if "caption_logits" in found:
@@ -178,16 +219,23 @@ def without_end(captions):
     return [[id for id in row if id != cases.EOS][: cases.LENGTH - 1] for row in captions]
 
 
-@pytest.mark.parametrize("made", [clip, siglip])
+def chinese_clip():
+    return hugging_face.model_spec(cases.HUGGING_FACE["chinese_clip"], "config")
+
+
+@pytest.mark.parametrize("made", [clip, siglip, chinese_clip])
 def test_transformers_computes_the_same_of_what_we_write(peers, tmp_path, made):
     transformers = pytest.importorskip("transformers")
     import torch
 
-    model, ours = written(tmp_path, made(), "hugging_face")
+    pad_id = {chinese_clip: 0}.get(made)
+    model, ours = written(tmp_path, made(), "hugging_face", pad_id)
     theirs = transformers.AutoModel.from_pretrained(tmp_path).eval()
     pixels = torch.tensor(cases.pixels(model.image.mean, model.image.std))
+    tokens = torch.tensor(cases.TOKENS if pad_id is None else cases.padded(pad_id)).long()
+    mask = {} if pad_id is None else {"attention_mask": tokens != pad_id}
     with torch.no_grad():
-        found = theirs(pixel_values=pixels, input_ids=torch.tensor(cases.TOKENS).long())
+        found = theirs(pixel_values=pixels, input_ids=tokens, **mask)
     np.testing.assert_allclose(found.image_embeds, ours["image_embedding"], atol=1e-5)
     np.testing.assert_allclose(found.text_embeds, ours["text_embedding"], atol=1e-5)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import shutil
 import struct
 import zipfile
 
@@ -252,6 +253,32 @@ def test_safetensors_that_lie(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match="cannot be read as safetensors"):
             open_tensors(path)
+
+
+def test_shards_of_pytorch_files(tmp_path):
+    whole = open_tensors(epath.Path(cases.GOLDEN / "trainer.pt"))
+    for shard in ("pytorch_model-1.bin", "pytorch_model-2.bin"):
+        shutil.copy(cases.GOLDEN / "trainer.pt", tmp_path / shard)
+    index = tmp_path / "pytorch_model.bin.index.json"
+
+    def read(*files):
+        names = [f"module.{name}" for name in sorted(whole)]
+        found = {name: files[i % len(files)] for i, name in enumerate(names)}
+        index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": found}))
+        return open_tensors(epath.Path(index))
+
+    found = read("pytorch_model-1.bin", "pytorch_model-2.bin")
+    assert found.keys() == whole.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(found[name], value, strict=True, err_msg=name)
+    shutil.copy(cases.GOLDEN / "legacy.pt", tmp_path / "pytorch_model-2.bin")
+    with pytest.raises(UserError, match="pytorch_model-2.bin is truncated, or not of the zip"):
+        read("pytorch_model-1.bin", "pytorch_model-2.bin")
+    with pytest.raises(UserError, match="names the shard 'away/x.bin', which is not beside it"):
+        read("away/x.bin")
+    safetensors.numpy.save_file({"x": np.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="is not in its shard other.safetensors"):
+        read("other.safetensors")
 
 
 def test_paths(tmp_path):

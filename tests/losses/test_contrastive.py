@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from big_mm.losses.contrastive import Sigmoid, Softmax
+from big_mm.similarity import Cosine
 
 LOSSES = [Softmax(), Sigmoid(), Softmax(positives="group"), Sigmoid(positives="group")]
 
@@ -89,7 +90,7 @@ def test_other_outputs_and_weights_of_rows(loss):
     outputs, batch = case()
     renamed = {k: v for k, v in outputs.items() if k != "text_embedding"}
     renamed["text_embedding_2"] = outputs["text_embedding"]
-    same = loss(text="text_embedding_2")
+    same = loss(similarity=Cosine(text=("text_embedding_2",)))
     np.testing.assert_array_equal(same(renamed, batch)[0].total, loss()(outputs, batch)[0].total)
     weighted = loss(weights="weight")
     assert {"weight", "text_embedding"} <= set(weighted.couples)

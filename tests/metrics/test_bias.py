@@ -15,6 +15,25 @@ def test_equal_shares_deviate_by_nothing_and_one_alone_by_most():
     assert bias.entropy(np.array([0.5, 0.5, 0.0])) == pytest.approx(np.log(2))
 
 
+def test_fair_sets_deviate_by_chance():
+    """Enumerated: of two images, half of the sets are (1, 0) or (0, 1)."""
+    half = np.array([0.5, 0.5])
+    assert bias.fair_deviation(half, 1) == pytest.approx(0.5)
+    assert bias.fair_deviation(half, 2) == pytest.approx(0.25)
+    rng, reference = np.random.default_rng(0), np.array([0.2, 0.3, 0.5])
+    drawn = rng.multinomial(10, reference, size=20_000) / 10
+    expected = np.abs(drawn - reference).mean()
+    assert bias.fair_deviation(reference, 10) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_error_of_a_classifier_is_taken_out(classes):
+    true = np.arange(1, classes + 1) / np.arange(1, classes + 1).sum()
+    confusion = np.full((classes, classes), 0.15 / (classes - 1))
+    np.fill_diagonal(confusion, 0.85)
+    np.testing.assert_allclose(bias.without_error(true @ confusion, 0.15), true)
+
+
 def test_deviation_and_entropy_are_means_over_groups():
     label, group = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     reference = np.full((4, 2), 0.5)

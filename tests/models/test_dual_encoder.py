@@ -68,6 +68,10 @@ def test_the_temperature_is_bounded_and_returns():
         ({"image": tiny.vision()}, "image.pool is 'none'"),
         ({"text": tiny.text("none")}, "text.pool is 'none'"),
         ({"text_projection": False}, "text's width 16 to be embed_dim=12"),
+        (
+            {"text_projection": False, "text_projection_hidden": 9},
+            "text_projection_hidden=9 needs text_projection=True",
+        ),
     ],
 )
 def test_parts_that_do_not_fit(change, message):
@@ -87,3 +91,21 @@ def test_features_lie_before_the_projection_and_patches_leave_the_class_token_ou
     np.testing.assert_allclose(projected / length, out["image_embedding"], atol=1e-5)
     np.testing.assert_array_equal(out["patch_tokens"], out["image_tokens"][:, int(cls) :])
     assert out["patch_tokens"].shape[1] == (tiny.SIZE // tiny.PATCH) ** 2
+
+
+def test_a_hidden_layer_before_the_texts_space():
+    made = DualEncoder(**CLIP | {"text_projection_hidden": 9})
+    variables = tiny.variables(made)
+    head = variables["params"]["text_head"]
+    assert {k: v["kernel"].shape for k, v in head.items()} == {"up": (16, 9), "down": (9, 12)}
+    assert not any("bias" in part for part in head.values())
+    linear = DualEncoder(**CLIP | {"embed_dim": 16, "text_projection": False})
+    rest = {k: v for k, v in variables["params"].items() if k != "text_head"}
+    batch = tiny.batch()
+    given = (batch["tokens"], batch["token_mask"])
+    pooled = linear.apply({"params": rest}, *given, method=lambda m, *x: m.text(*x)["pooled"])
+    hidden = jax.nn.gelu(pooled @ head["up"]["kernel"], approximate=False)
+    expected = hidden @ head["down"]["kernel"]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = tiny.method(made, "encode_text")(variables, *given)["text_embedding"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -145,6 +145,10 @@ def test_sincos_positions_tell_rows_from_columns():
         (lambda: tiny.text("max"), "'max' is none of none, cls, first, last, eos, argmax, mean"),
         (lambda: vision.VisionTransformer(tiny.blocks(), image_size=20, patch_size=8), "multiple"),
         (lambda: AttentionalPooler(2, 16, 3), "multiple of heads=3"),
+        (lambda: tiny.text(blocks=tiny.blocks(norm="mid")), "'mid' is none of pre, post"),
+        (lambda: tiny.text("none", rep_size=3), "rep_size=3 needs a pool"),
+        (lambda: tiny.vision(rep_size=3), "rep_size=3 needs a pool"),
+        (lambda: tiny.vision(position="sincos2d", position_grid=2), "needs position='learned'"),
     ],
 )
 def test_bad_options(make, message):
@@ -240,3 +244,82 @@ def test_a_pooler_normalises_what_it_is_told():
         assert np.allclose(found.mean(axis=-1), 0, atol=1e-4) == ("output" in norms)
     with pytest.raises(UserError, match="norms='values' is none of query, context, output"):
         AttentionalPooler(queries=1, width=8, heads=2, norms=("values",))
+
+
+def test_post_norm_blocks_are_berts():
+    tower = tiny.text(
+        "first",
+        blocks=tiny.blocks(norm="post", depth=1, activation="gelu_exact", norm_eps=1e-12),
+        causal=False,
+        token_types=2,
+        position_offset=2,
+        rep_size=5,
+    )
+    variables = init(tower, TOKENS, TOKEN_MASK)
+    keys = jax.random.split(jax.random.key(1), 99)
+    leaves, tree = jax.tree.flatten(variables["params"])
+    params = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=False)]
+    params = jax.tree.unflatten(tree, params)
+    p, layer = params, jax.tree.map(lambda x: x[0], params["blocks"]["layers"])
+
+    def norm(x, p):
+        x = x - x.mean(-1, keepdims=True)
+        return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-12) * p["scale"] + p["bias"]
+
+    def attend(x, p):
+        query, key, value = (
+            jnp.einsum("blw,wihd->iblhd", x, p["qkv"]["kernel"]) + (p["qkv"]["bias"][:, None, None])
+        )
+        scores = jnp.einsum("bthd,bshd->bhts", query, key) / 8**0.5
+        scores = jnp.where(TOKEN_MASK[:, None, None] != 0, scores, -jnp.inf)
+        out = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores), value)
+        return jnp.einsum("bthd,hdw->btw", out, p["out"]["kernel"]) + p["out"]["bias"]
+
+    def dense(x, p):
+        return x @ p["kernel"] + p["bias"]
+
+    x = p["embedding"][TOKENS] + p["position_embedding"][2:] + p["type_embedding"][0]
+    x = norm(x, p["norm"])
+    x = norm(x + attend(x, layer["attention"]), layer["attention_norm"])
+    hidden = jax.nn.gelu(dense(x, layer["mlp"]["up"]), approximate=False)
+    x = norm(x + dense(hidden, layer["mlp"]["down"]), layer["mlp_norm"])
+    out = tower.apply({"params": params}, TOKENS, TOKEN_MASK)
+    np.testing.assert_allclose(out["tokens"], x, atol=1e-5)
+    np.testing.assert_allclose(out["pooled"], jnp.tanh(dense(x[:, 0], p["pre_logits"])), atol=1e-5)
+
+
+def test_post_norm_layers_decode_step_by_step():
+    tower = tiny.text("none", blocks=tiny.blocks(norm="post"), token_types=1, position_offset=2)
+    variables = init(tower, TOKENS, TOKEN_MASK)
+    whole, cache = tower.apply(variables, TOKENS, TOKEN_MASK)["tokens"], {}
+    step = jax.jit(functools.partial(tower.apply, method="decode", mutable=["cache"]))
+    for i in range(tiny.LENGTH):
+        out, cache = step(variables | cache, TOKENS[:, i : i + 1], jnp.int32(i))
+        np.testing.assert_allclose(out["tokens"][:, 0], whole[:, i], atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["gap", "cls"])
+def test_positions_of_another_grid(pool):
+    own, other = tiny.vision(pool), tiny.vision(pool, position_grid=3)
+    params = init(other, IMAGE)["params"]
+    cls = int(pool == "cls")
+    table = params["position_embedding"]
+    assert table.shape == (cls + 9, tiny.WIDTH)
+    resized = vision.resize_grid(table[cls:], 4)
+    by_hand = params | {"position_embedding": jnp.concatenate([table[:cls], resized])}
+    np.testing.assert_allclose(
+        other.apply({"params": params}, IMAGE)["pooled"],
+        own.apply({"params": by_hand}, IMAGE)["pooled"],
+        atol=1e-6,
+    )
+
+
+def test_a_representation_layer():
+    plain, made = tiny.vision("gap"), tiny.vision("gap", rep_size=5)
+    params = init(made, IMAGE)["params"]
+    dense = params["pre_logits"]
+    rest = {key: value for key, value in params.items() if key != "pre_logits"}
+    pooled = plain.apply({"params": rest}, IMAGE)["pooled"]
+    found = made.apply({"params": params}, IMAGE)["pooled"]
+    np.testing.assert_allclose(found, jnp.tanh(pooled @ dense["kernel"] + dense["bias"]), atol=1e-6)
+    assert found.shape[1] == made.output_width

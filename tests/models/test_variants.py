@@ -43,11 +43,32 @@ def test_coca(name, parameters, paper, excess):
         (variants.clip("B/16"), 149_620_737),
         (variants.clip("L/14"), 427_616_513),
         (variants.siglip("B/16"), 203_155_970),
+        (variants.lit("B/16"), 195_280_129),
         (variants.open_clip_coca("B/32"), 253_560_065),
     ],
 )
 def test_the_same_count_as_the_published_weights(config, parameters):
     assert count(config) == parameters
+
+
+ROBERTA = {"token_types": 1, "position_offset": 2}
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "parameters"),
+    [
+        ("B", {}, 109_482_240),
+        ("L", {}, 335_141_888),
+        ("B", {"vocab_size": 50_265, **ROBERTA}, 124_645_632),
+        ("B", {"vocab_size": 250_002, **ROBERTA}, 278_043_648),
+    ],
+    ids=["bert-base", "bert-large", "roberta-base", "xlm-roberta-base"],
+)
+def test_bert_with_its_pooler(size, options, parameters):
+    model = spec.build(variants.bert(size, rep_size=variants.TOWERS[size][0], **options))
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    made = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)
+    assert trees.count(made["params"]) == parameters
 
 
 def test_tiny_is_tiny():

@@ -57,6 +57,43 @@ def test_the_gradient_vanishes_however_far_the_features_are_from_zero(c, offset)
     assert model.gradient <= 1e-6 and model.iterations < 200
 
 
+def newton(features, labels, c, classes=5):
+    """The optimum in float64 by Newton's method, on the mean objective."""
+    x = np.pad(features.astype(np.float64), ((0, 0), (0, 1)), constant_values=1.0)
+    wide = x.shape[1]
+    penalty = np.repeat(np.arange(wide) < wide - 1, classes) / (c * len(x))
+    params, truth = np.zeros(wide * classes), np.eye(classes)[labels]
+
+    def value(params):
+        scores = x @ params.reshape(wide, classes)
+        losses = np.log(np.exp(scores).sum(1)) - (scores * truth).sum(1)
+        return losses.mean() + 0.5 * (penalty * params**2).sum()
+
+    for _ in range(60):
+        shares = np.exp(x @ params.reshape(wide, classes))
+        shares /= shares.sum(1, keepdims=True)
+        slope = (x.T @ (shares - truth) / len(x)).ravel() + penalty * params
+        inner = shares[:, :, None] * (np.eye(classes) - shares[:, None])
+        curvature = np.einsum("ni,ncd,nj->icjd", x, inner, x).reshape(len(slope), -1) / len(x)
+        step = np.linalg.lstsq(curvature + np.diag(penalty), slope, rcond=1e-13)[0]
+        length = 1.0
+        while value(params - length * step) > value(params) and length > 1e-4:
+            length /= 2
+        params = params - length * step
+    return params.reshape(wide, classes)[:-1]
+
+
+def test_uneven_features_and_weak_regularisation_take_tens_of_iterations():
+    features, labels = problem()
+    features = features * np.float32(10.0) ** np.linspace(0, -3, 12, dtype=np.float32)
+    model = LogisticRegression(features, labels, 5, mesh=one_device()).fit(1e6)
+    assert model.gradient <= 1e-6 and model.iterations < 100
+    # Directions that matter less are known less well.
+    expected, deviation = newton(features, labels, 1e6), features.std(axis=0)[:, None]
+    largest = np.abs(expected * deviation).max()
+    np.testing.assert_allclose(model.weights * deviation, expected * deviation, atol=1e-4 * largest)
+
+
 def test_nothing_near_the_optimum_is_lower():
     features, labels = problem()
     model = LogisticRegression(features, labels, 5, mesh=one_device()).fit(1.0)

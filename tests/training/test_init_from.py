@@ -10,6 +10,7 @@ import pytest
 
 from big_mm import mesh as mesh_lib
 from big_mm import spec, trees
+from big_mm.models import vision
 from big_mm.spec import UserError
 from big_mm.training import checkpoint, init_from
 from tests import tiny
@@ -77,7 +78,7 @@ def upsampled(grid):
 
 
 def test_a_constant_grid_stays_constant():
-    found = init_from.resize_grid(jnp.ones((9, 2)), 25)
+    found = vision.resize_grid(jnp.ones((9, 2)), 25)
     np.testing.assert_allclose(found, np.ones((25, 2)), rtol=1e-6)
 
 
