@@ -61,7 +61,7 @@ class Adaptive(Softmax):
             average = track(outputs[f"average/{name}"], mean)
             ratio[name] = jnp.exp(_SHARPNESS * (cosine - average))
         agrees = ratio["texts"] >= 1
-        return jnp.where(agrees, 1.0, ratio["texts"] * ratio[self.text])
+        return jnp.where(agrees, 1.0, ratio["texts"] * ratio[self.similarity.text[0]])
 
 
 def track(average: Float[Array, ""], batch: Mean) -> Float[Array, ""]:

@@ -10,6 +10,7 @@ import ml_collections
 from big_mm.data.noise import Mismatched
 from big_mm.data.transforms import ChooseCaption, Tokenize
 from big_mm.losses.contrastive import Softmax
+from big_mm.similarity import Cosine
 from big_mm.spec import choose, spec
 from experiments import base
 from experiments.alip import alip
@@ -39,7 +40,11 @@ def get_config(arg: str = "alip") -> ml_collections.ConfigDict:
         model=config.objective.model,
         losses={
             "raw": spec(term, positives="text_id"),
-            "synthetic": spec(term, text="synthetic_embedding", positives=f"text_id{alip.SUFFIX}"),
+            "synthetic": spec(
+                term,
+                similarity=spec(Cosine, text=("synthetic_embedding",)),
+                positives=f"text_id{alip.SUFFIX}",
+            ),
         },
     )
     config.evaluators = {"retrieval": config.evaluators["retrieval"]}

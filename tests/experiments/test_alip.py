@@ -15,6 +15,7 @@ from big_mm.data.noise import Mismatched
 from big_mm.data.pipeline import Pipeline
 from big_mm.data.records import TFRecordSource
 from big_mm.data.transforms import ChooseCaption, Decode, Tokenize
+from big_mm.similarity import Cosine
 from big_mm.training import optimizer, step
 from big_mm.training import state as states
 from experiments.alip import alip
@@ -59,7 +60,7 @@ RAW_GRADIENT = [
     [0.46795374155044556, -0.1384306252002716],
     [-0.08814029395580292, 0.2913967967033386],
 ]
-RAW, SYNTHETIC = alip.Adaptive(), alip.Adaptive(text="synthetic_embedding")
+RAW, SYNTHETIC = alip.Adaptive(), alip.Adaptive(Cosine(text=("synthetic_embedding",)))
 
 
 def outputs():
@@ -150,7 +151,9 @@ def test_the_averages_are_resumed(tmp_path):
     )
     losses = {
         "raw": spec.spec(alip.Adaptive),
-        "synthetic": spec.spec(alip.Adaptive, text="synthetic_embedding"),
+        "synthetic": spec.spec(
+            alip.Adaptive, similarity=spec.spec(Cosine, text=("synthetic_embedding",))
+        ),
     }
     made.objective = spec.spec(
         Interrupted,
