@@ -48,7 +48,8 @@ class OneCaption:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.source[index]
-        chance = np.random.default_rng((self.seed, index)).random()
+        # A stream of its own: `Mismatched` draws from (seed, index).
+        chance = np.random.default_rng((self.seed, index, 1)).random()
         chosen = record["captions"][int(chance * len(record["captions"]))]
         return record | {"captions": [chosen]}
 
