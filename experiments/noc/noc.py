@@ -32,19 +32,19 @@ class OneCaption:
     """The first records of a source, each with one of its captions, always the same: the web's.
 
     Attributes:
-      count: of the records.
+      share: of the records.
     """
 
     source: Source
-    count: int
+    share: float
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.count <= len(self.source):
-            raise UserError(f"OneCaption: count={self.count} of {len(self.source)} records")
+        if not 0 < self.share <= 1 or not len(self):
+            raise UserError(f"OneCaption: share={self.share} of {len(self.source)} records")
 
     def __len__(self) -> int:
-        return self.count
+        return round(self.share * len(self.source))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.source[index]
