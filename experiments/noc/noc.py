@@ -19,42 +19,10 @@ from jaxtyping import Array, Float, Int, Num
 
 from big_mm import predictor as predictors
 from big_mm import spec
-from big_mm.data.records import Source
 from big_mm.models.captioner import Captioner
 from big_mm.objectives.base import Weighted
 from big_mm.predictor import Predictor
-from big_mm.spec import UserError
 from big_mm.types import Batch, Outputs
-
-
-@dataclasses.dataclass(frozen=True)
-class OneCaption:
-    """The first records of a source, each with one of its captions, always the same: the web's.
-
-    Attributes:
-      share: of the records.
-    """
-
-    source: Source
-    share: float
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or not len(self):
-            raise UserError(f"OneCaption: share={self.share} of {len(self.source)} records")
-
-    def __len__(self) -> int:
-        return round(self.share * len(self.source))
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.source[index]
-        # A stream of its own: `Mismatched` draws from (seed, index).
-        chance = np.random.default_rng((self.seed, index, 1)).random()
-        chosen = record["captions"][int(chance * len(record["captions"]))]
-        return record | {"captions": [chosen]}
-
-    def where(self, index: int) -> str:
-        return self.source.where(index)
 
 
 def uniform(low: float, high: float, levels: int) -> tuple[float, ...]:
