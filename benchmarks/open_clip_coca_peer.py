@@ -20,11 +20,18 @@ from train_step_open_clip import tolerate_missing_operators
 
 
 @contextlib.contextmanager
-def mended(model: Any, forbidden: list[int]) -> Iterator[None]:
-    """Beams of log-probabilities, and of lengths without bos; ids that are no words impossible."""
+def mended(model: Any, forbidden: list[int], **stop: Any) -> Iterator[None]:
+    """Beams of log-probabilities, and of lengths without bos; ids that are no words impossible.
+
+    Args:
+      stop: what transformers' scorer takes about when to stop, and open_clip does not hand on.
+    """
     from open_clip import coca_model
 
     class Scorer(coca_model.BeamSearchScorer):
+        def __init__(self, **options):
+            super().__init__(**options, **stop)
+
         def process(self, *args, **options):
             return super().process(*args, **options, decoder_prompt_len=1)
 
@@ -53,8 +60,10 @@ def captions(model: Any, images: torch.Tensor, said: dict[str, int]) -> dict[str
     beams = {"num_beams": said["beams"], "num_beam_groups": 1}
     made = {"greedy": model.generate(images, generation_type="top_k", top_k=1, **common)}
     made["beams as is"] = model.generate(images, **beams, **common)
-    with mended(model, [said["pad"], said["bos"]]):
-        made["beams, mended"] = model.generate(images, **beams, **common)
+    forbidden, exact = [said["pad"], said["bos"]], {"max_length": length}
+    for name, when in (("first", {"do_early_stopping": True}), ("exact", exact)):
+        with mended(model, forbidden, **{"do_early_stopping": "never"} | when):
+            made[f"beams, mended, {name}"] = model.generate(images, **beams, **common)
     return {name: torch.as_tensor(rows).numpy() for name, rows in made.items()}
 
 

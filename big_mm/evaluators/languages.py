@@ -92,7 +92,25 @@ class Languages(base.Evaluator):
         }
         protocol = {"languages": list(self.languages)} | protocol
         keys = first.keys if same else ()
-        return base.Result(metrics, first.artifacts, keys, protocol)
+        shown = {"languages": self._table(metrics), **first.artifacts}
+        return base.Result(metrics, shown, keys, protocol)
+
+    def _table(self, metrics: Mapping[str, float | Statistic]) -> dict[str, Any]:
+        """For the report: the headline metrics of each language."""
+        columns = {n: about for n, about in self.evaluator.about.items() if about.headline}
+        columns = {name: about for name, about in columns.items() if name in metrics}
+        return {
+            "kind": "languages",
+            "columns": {name: [about.label, about.unit] for name, about in columns.items()},
+            "rows": {
+                language: {
+                    name: _number(metrics[_named(name, language)])
+                    for name in columns
+                    if _named(name, language) in metrics
+                }
+                for language in self.languages
+            },
+        }
 
 
 def _named(metric: str, language: str) -> str:

@@ -85,18 +85,8 @@ class RecordQuestions:
         """Every record has been asked."""
 
 
-@dataclasses.dataclass(frozen=True)
-class VqaFiles:
-    """VQA's own files: `v2_OpenEnded_mscoco_val2014_questions.json` and the like.
-
-    Attributes:
-      questions, annotations: the files; a test split has no annotations.
-      key: how an image_id is written in the records' keys: "COCO_val2014_{:012d}".
-    """
-
-    questions: str
-    annotations: str | None = None
-    key: str = "{}"
+class _FileQuestions:
+    """Base: the questions of a file, found by the key of the image that they are about."""
 
     def of(self, record: Mapping[str, Any]) -> Sequence[Question]:
         return self._by_image.get(record["key"], ())
@@ -110,6 +100,20 @@ class VqaFiles:
                     f"{self.questions}: question {missing[0]} is about the image {key!r}, which is "
                     "not among the sound records (is key= as the records write it?)"
                 )
+
+
+@dataclasses.dataclass(frozen=True)
+class VqaFiles(_FileQuestions):
+    """VQA's own files: `v2_OpenEnded_mscoco_val2014_questions.json` and the like.
+
+    Attributes:
+      questions, annotations: the files; a test split has no annotations.
+      key: how an image_id is written in the records' keys: "COCO_val2014_{:012d}".
+    """
+
+    questions: str
+    annotations: str | None = None
+    key: str = "{}"
 
     @functools.cached_property
     def _by_image(self) -> dict[str, list[Question]]:
@@ -148,6 +152,36 @@ class VqaFiles:
 
 
 @dataclasses.dataclass(frozen=True)
+class DataFile(_FileQuestions):
+    """The file of TextVQA (`TextVQA_0.5.1_val.json`), ST-VQA or DocVQA: {"data": [{"question": ...,
+    "answers": [...], ...}]}; a test split has no answers.
+
+    Attributes:
+      questions: the file.
+      id, image: the fields with the question's and the image's name: "questionId" and "image" in
+        DocVQA's, "file_path" is ST-VQA's image.
+      key: how the image's name is written in the records' keys.
+    """
+
+    questions: str
+    id: str = "question_id"
+    image: str = "image_id"
+    key: str = "{}"
+
+    @functools.cached_property
+    def _by_image(self) -> dict[str, list[Question]]:
+        content = files.read_json(self.questions)
+        listed = content.get("data") if isinstance(content, dict) else content
+        rows = files.entries(self.questions, listed, (self.id, self.image, "question"))
+        files.unique(self.questions, "question", (row[self.id] for row in rows))
+        made: dict[str, list[Question]] = collections.defaultdict(list)
+        for row in rows:
+            question = Question(row[self.id], row["question"], tuple(row.get("answers", ())))
+            made[self.key.format(row[self.image])].append(question)
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
 class VQA(base.Evaluator):
     """VQA's soft accuracy: an answer is right as far as people gave it (`metrics.vqa`).
 
@@ -159,7 +193,7 @@ class VQA(base.Evaluator):
 
     Attributes:
       source: records with an image.
-      questions: `RecordQuestions`, or `VqaFiles` of the benchmark.
+      questions: `RecordQuestions`, or of the benchmark's own files `VqaFiles` or `DataFile`.
       answerer: `answering.Ranking` over candidates, or `answering.Generation`.
       prompt: what stands before the answer; {} is the question.
       rule: of `metrics.vqa.accuracy`: "vqa", "aokvqa", "textvqa", "stvqa", "anls" or "chartqa".

@@ -66,6 +66,23 @@ def queries(artifact: Mapping[str, Any]) -> str:
     return f'<p class="note">The first records, not chosen.</p><div class="two">{shown}</div>'
 
 
+def languages(artifact: Mapping[str, Any]) -> str:
+    """The headline metrics of each language."""
+    columns, rows = artifact["columns"], artifact["rows"]
+    head = "<th></th>" + "".join(f"<th>{html.escape(label)}</th>" for label, _ in columns.values())
+    body = ""
+    for language, found in rows.items():
+        body += f"<tr><td>{html.escape(language)}</td>"
+        for name, (_, unit) in columns.items():
+            value = found.get(name)
+            shown = table.format_value(value, unit)
+            drawn = bar(value, None) if unit == "share" and value is not None else ""
+            body += f"<td>{shown}{drawn}</td>"
+        body += "</tr>"
+    note = f"What is shown of single pictures is that of {html.escape(next(iter(rows)))}."
+    return f'<table class="narrow"><tr>{head}</tr>{body}</table><p class="note">{note}</p>'
+
+
 def segmentation(artifact: Mapping[str, Any]) -> str:
     """The first pictures beside their true and predicted regions, and the overlap of each class."""
     rows = "".join(

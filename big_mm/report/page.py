@@ -18,6 +18,7 @@ REPORT = "report.html"
 _COUNTS = ("examples", "images")
 # Artifacts that are drawn from themselves alone, by kind.
 _DRAWN: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "languages": examples.languages,
     "retrieval": examples.retrieval,
     "segmentation": examples.segmentation,
     "queries": examples.queries,

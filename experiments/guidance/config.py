@@ -30,11 +30,8 @@ DETAILS = ("groups",) * 6 + ("colours",) * 3 + ("kinds",)
 
 def get_config(arg: str = "guided") -> ml_collections.ConfigDict:
     choose("arm", arg, BLIND)
-    config = base.captioner()
-    model = config.objective.model
-    config.objective.model = spec(
-        guidance.BlindableCaptioner, image=model.image, text=model.text, blind=BLIND[arg]
-    )
+    config = base.captioner(guidance.BlindableCaptioner)
+    config.objective.model.blind = BLIND[arg]
     # The language model has read other texts than the captioner: specific ones.
     config.data.sources = (base.described(("kinds",) if arg == "language" else DETAILS),)
     if arg == "with_language":

@@ -13,6 +13,7 @@ import ml_collections
 from big_mm.data.noise import Mismatched
 from big_mm.evaluators import Altered, Captioning
 from big_mm.evaluators.caption_figures import Fit
+from big_mm.models.captioner import Captioner
 from big_mm.spec import choose, spec
 from experiments import base
 from experiments.noc import noc
@@ -26,15 +27,13 @@ MINIMUM = 7
 
 def get_config(arg: str = "noc") -> ml_collections.ConfigDict:
     choose("arm", arg, VARIANTS)
-    config = base.captioner()
+    config = base.captioner(noc.ControlledCaptioner if arg == "noc" else Captioner)
     # Of nine captions two say how many shapes there are, six which, one also their colours; and in
     # 40 % of the records they are of another image.
     source = base.described(("number",) * 2 + ("shapes",) * 6 + ("kinds",))
     config.data.sources = (spec(Mismatched, source=source, share=0.4),)
     if arg == "noc":
-        towers = {"image": config.objective.model.image, "text": config.objective.model.text}
-        controls = {"levels": LEVELS, "level": LEVELS - 1}
-        config.objective.model = spec(noc.ControlledCaptioner, **towers, **controls)
+        config.objective.model.levels, config.objective.model.level = LEVELS, LEVELS - 1
     if arg != "vanilla":
         config.objective = spec(
             noc.Aligned,

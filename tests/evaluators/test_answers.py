@@ -14,7 +14,7 @@ from big_mm.evaluators.annotations import JsonLines
 from big_mm.evaluators.answering import Generation, Ranking
 from big_mm.evaluators.scoring import Likelihood
 from big_mm.evaluators.statements import ENTAILMENT, Statements
-from big_mm.evaluators.vqa import VQA, RecordQuestions, VqaFiles
+from big_mm.evaluators.vqa import VQA, DataFile, RecordQuestions, VqaFiles
 from big_mm.metrics import vqa
 from big_mm.spec import UserError
 
@@ -119,6 +119,25 @@ def test_the_official_files_are_read_and_a_submission_is_written(contract, offic
     ]
     judged = VQA(source, VqaFiles(*official, key="n{}"), ranked).run(says)
     assert judged["accuracy_number"] == 0.0  # all say "Two.", so nothing is normalised
+
+
+@pytest.mark.parametrize(
+    "rule, expected",
+    [("textvqa", 1.0), ("stvqa", 1.0), ("anls", 1.0), ("vqa", 0.0), ("chartqa", 1.0)],
+)
+def test_benchmarks_about_text_in_images(contract, tmp_path, rule, expected):
+    """A page of DocVQA's kind: its own names for things, and its benchmark's rule."""
+    path = tmp_path / "val.json"
+    row = {"questionId": 7, "question": "red", "image": "3.png", "answers": ["Stop"] * 10}
+    path.write_text(json.dumps({"data": [row, row | {"questionId": 8}]}))
+    questions = DataFile(str(path), id="questionId", image="image", key="doc/{}")
+    source = oracles.Numbered(5, lambda i: {"key": f"doc/{i}.png"})
+    says = oracles.Oracle(contract, log_likelihood=lambda n, text: -float("stop" not in text))
+    result = VQA(source, questions, Ranking(("stop", "go")), rule=rule).evaluate(says, 0)
+    assert result.values["accuracy"] == expected and result.values["questions"] == 2
+    assert result.artifacts["answers"]["queries"][0]["results"][0]["right"] == (expected > 0)
+    with pytest.raises(UserError, match="entry 0 has no 'question_id'"):
+        VQA(source, DataFile(str(path)), Ranking(("stop", "go"))).run(says)
 
 
 def test_what_does_not_fit_together_is_named(contract, official, tmp_path):

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import oracles
 import pytest
 import tiny
 
-from big_mm import spec
+from big_mm import spec, trees
 from big_mm.data.examples import Schema, encode
 from big_mm.data.records import TFRecordSource, TFRecordWriter
 from big_mm.evaluators import NearestNeighbours, Retrieval, ZeroShot, features, run_all
@@ -248,7 +249,7 @@ ONE_OF_TWO_PROCESSES = """
 import pathlib, sys
 import jax
 import numpy as np
-from big_mm import distributed, spec
+from big_mm import distributed, spec, trees
 distributed.init()
 from big_mm.data.examples import Schema
 from big_mm.data.records import TFRecordSource
@@ -263,7 +264,8 @@ place = folder / str(jax.process_index())
 place.mkdir()
 built = spec.build(tiny.config(place))
 model, contract = built["objective"].model, built["contract"]
-params = jax.device_get(tiny.parameters(model, contract))
+with np.load(folder / "params.npz") as arrays:
+    params = trees.unflatten(dict(arrays))
 predictor = Predictor(model, params, contract, MeshConfig().make(), 8, features=folder / "kept")
 source = TFRecordSource(
     str(folder / "data.tfrecord"), Schema(captions=None, label="label"), store_index=False
@@ -283,6 +285,7 @@ def test_every_process_gets_all_rows_and_the_same_probes(predictor, source, tmp_
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
+    np.savez(tmp_path / "params.npz", **jax.device_get(trees.flatten(predictor.params)))
     tests = pathlib.Path(__file__).resolve().parent.parent
     common = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),

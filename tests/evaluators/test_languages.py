@@ -9,6 +9,7 @@ import pytest
 from big_mm import evaluate
 from big_mm.evaluators import Languages, Retrieval, ZeroShot, prompts, run_all
 from big_mm.metrics.statistics import Mean, MeanOfMeans
+from big_mm.report import examples
 from big_mm.spec import UserError
 
 WORDS = {"en": ("zero", "one", "two", "three"), "de": ("null", "eins", "zwei", "drei")}
@@ -71,6 +72,13 @@ def test_each_language_is_what_it_would_be_alone(oracle):
     bounds = run_all({"mine": evaluator}, oracle, bootstrap=20)
     assert bounds[f"mine/{name}_low"] < values[name] < bounds[f"mine/{name}_high"]
     assert evaluator.about[f"{name}_de"].label == "Image to text R@1, de"
+    shown = result.artifacts["languages"]
+    assert shown["columns"][name] == ["Image to text R@1", "share"]
+    assert {k: row[name] for k, row in shown["rows"].items()} == {
+        k: values[f"{name}_{k}"] for k in LANGUAGES
+    }
+    page = examples.languages(shown)
+    assert page.count("<tr>") == 3 and f"{100 * values[f'{name}_de']:.1f} %" in page
 
 
 def test_class_names_and_templates_by_language(oracle, tmp_path):

@@ -106,8 +106,8 @@ def test_nothing_near_the_optimum_is_lower():
 
 
 def test_a_subset_is_the_subset_alone_on_any_number_of_devices():
-    features, labels = problem(603)
-    rows = np.arange(603) % 3 > 0
+    features, labels = problem(900)
+    rows = np.arange(900) % 3 > 0
     alone = LogisticRegression(features[rows], labels[rows], 5, mesh=one_device()).fit(0.5)
     part = LogisticRegression(features, labels, 5, mesh=mesh.MeshConfig().make())
     assert jax.device_count() == 8
