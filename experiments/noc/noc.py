@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num, Shaped
 
 from big_mm import predictor as predictors
 from big_mm import spec
@@ -90,7 +90,7 @@ class ControlledCaptioner(Captioner):
         self.control = nn.Embed(self.levels, self.image.blocks.width)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
-        out = super().encode_image(batch["image"], train=train)
+        out = super().encode_image(batch["image"], batch.get("patch_mask"), train=train)
         out["image_tokens"] = self._controlled(out["image_tokens"], batch.get("level"))
         if "tokens" in batch:
             context = out["image_tokens"]
@@ -99,9 +99,13 @@ class ControlledCaptioner(Captioner):
         return out
 
     def encode_image(
-        self, image: Num[Array, "batch height width 3"], *, train: bool = False
+        self,
+        image: Num[Array, "batch height width 3"],
+        patch_mask: Shaped[Array, "batch patches"] | None = None,
+        *,
+        train: bool = False,
     ) -> Outputs:
-        out = super().encode_image(image, train=train)
+        out = super().encode_image(image, patch_mask, train=train)
         return out | {"image_tokens": self._controlled(out["image_tokens"], None)}
 
     def _controlled(
