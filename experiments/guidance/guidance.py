@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Num, Shaped
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from big_mm import predictor as predictors
 from big_mm.models.captioner import Captioner
@@ -31,7 +31,7 @@ class BlindableCaptioner(Captioner):
     def encode_image(
         self,
         image: Num[Array, "batch height width 3"],
-        patch_mask: Shaped[Array, "batch patches"] | None = None,
+        patch_mask: Bool[Array, "batch patches"] | None = None,
         *,
         train: bool = False,
     ) -> Outputs:

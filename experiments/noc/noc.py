@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Num, Shaped
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from big_mm import predictor as predictors
 from big_mm import spec
@@ -101,7 +101,7 @@ class ControlledCaptioner(Captioner):
     def encode_image(
         self,
         image: Num[Array, "batch height width 3"],
-        patch_mask: Shaped[Array, "batch patches"] | None = None,
+        patch_mask: Bool[Array, "batch patches"] | None = None,
         *,
         train: bool = False,
     ) -> Outputs:
