@@ -48,7 +48,7 @@ def get_config(arg: str = "noc") -> ml_collections.ConfigDict:
     if arg == "noc":
         lowest = spec(Altered, evaluator=written, alter=spec(noc.AtLevel, level=0))
         config.evaluators["captioning_lowest"] = lowest
-    config.steps, config.batch_size = 300, 64
+    config.steps, config.batch_size = 200, 64
     return config
 
 
