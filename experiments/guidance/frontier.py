@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from big_mm.report.curves import GREY, INK
-from big_mm.spec import UserError
 
 METRICS = {"clip_score": "CLIPScore", "self_r@1": "Caption to image R@1"}
 # Folders of evaluated runs by what is drawn, and the colour.
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="a picture")
     args = parser.parse_args(argv)
     if not points(args.workdir, "guided"):
-        raise UserError(f"no evaluated runs guided-SEED in {args.workdir}")
+        parser.error(f"no evaluated runs guided-SEED in {args.workdir}")
     draw(args.workdir).savefig(args.out, dpi=110)
 
 

@@ -22,6 +22,7 @@ from big_mm import spec
 from big_mm.models.captioner import Captioner
 from big_mm.objectives.base import Weighted
 from big_mm.predictor import Predictor
+from big_mm.spec import UserError
 from big_mm.types import Batch, Outputs
 
 
@@ -134,9 +135,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", required=True, metavar="FILE.py", help="with this objective")
     parser.add_argument("--batches", type=int, default=20, metavar="N", help="to look at (20)")
     args = parser.parse_args(argv)
-    run = spec.build(spec.load_config(args.config))
-    batches = run.data.batches(run.contract, run.batch_size, run.seed)
-    found = np.concatenate([run.objective.similarity(next(batches)) for _ in range(args.batches)])
+    try:
+        run = spec.build(spec.load_config(args.config))
+        batches = run.data.batches(run.contract, run.batch_size, run.seed)
+        rows = [run.objective.similarity(next(batches)) for _ in range(args.batches)]
+    except UserError as error:
+        parser.error(str(error))
+    found = np.concatenate(rows)
     for share in (0, 1, 5, 25, 50, 75, 95, 99, 100):
         print(f"{share:3} %  {np.percentile(found, share):+.3f}")
     print("levels", np.bincount(bucketize(found, run.objective.boundaries)) / len(found))
