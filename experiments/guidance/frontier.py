@@ -42,8 +42,11 @@ def draw(workdir: pathlib.Path) -> Figure:
                 each = [[at[key][seed] for at in found.values()] for key in ("cider", metric)]
                 axes.plot(*each, "o", ms=2.5, color=colour, alpha=0.4)
             for label, x, y in zip(found, *means, strict=True):
-                text = re.sub(r"(\d)_(\d)", r"\1.\2", label.removeprefix("scale_"))
-                text = text.replace("alpha_", "α ").replace("_beta_", ", β ")
+                text = re.sub(r"(\d)_(\d)", r"\1.\2", label.removeprefix("captioning"))
+                text = (
+                    text.removeprefix("_scale_").replace("_alpha_", "α ").replace("_beta_", ", β ")
+                )
+                text = text or "1"
                 axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=8)
         axes.set(xlabel="CIDEr", ylabel=name)
         axes.tick_params(colors=INK)
