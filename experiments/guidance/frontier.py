@@ -33,12 +33,13 @@ def draw(workdir: pathlib.Path) -> Figure:
     figure = Figure((8.4, 3.7), layout="constrained")
     for axes, (metric, name) in zip(figure.subplots(1, 2), METRICS.items(), strict=True):
         for line, colour in LINES.items():
-            found = points(workdir, line)
+            if not (found := points(workdir, line)):
+                continue
             means = [[np.mean(at[key]) for at in found.values()] for key in ("cider", metric)]
             # Only scales of guidance lie on a curve.
             style = "" if line == "with_language" else "-"
             axes.plot(*means, style, marker="o", ms=4, color=colour, label=line.replace("_", " "))
-            for seed in range(max((len(at["cider"]) for at in found.values()), default=0)):
+            for seed in range(min(len(at["cider"]) for at in found.values())):
                 each = [[at[key][seed] for at in found.values()] for key in ("cider", metric)]
                 axes.plot(*each, "o", ms=2.5, color=colour, alpha=0.4)
             for label, x, y in zip(found, *means, strict=True):
