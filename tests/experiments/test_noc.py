@@ -107,5 +107,5 @@ def test_the_judge_sets_levels_and_leaves_out_what_is_low(predictor, judge, batc
 
 
 def test_an_unknown_arm_is_refused():
-    with pytest.raises(UserError, match="arm='clip' is none of noc, vanilla, filtered"):
+    with pytest.raises(UserError, match="arm='clip' is none of noc, vanilla, filtered, strict"):
         config.get_config("clip")
