@@ -1,4 +1,6 @@
-"""How well each of several texts fits an image: by the embeddings, or by the caption decoder."""
+"""How well each of several texts fits an image: by the embeddings, by the caption decoder, or by a
+matching head.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -27,7 +29,7 @@ class TextScorer(Protocol):
         """The score of each of an image's texts behind its prefix; -inf where it has fewer.
 
         Raises:
-          UserError: two of them are one to the model (`refuse_equal`), or it has diverged.
+          UserError: the model cannot score so, or it has diverged.
         """
 
     def protocol(self) -> str:
@@ -42,7 +44,6 @@ class Similarity:
         self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
     ) -> Scores:
         whole = joined(prefix, texts)
-        refuse_equal(predictor.contract, whole)
         distinct = dict.fromkeys(text for row in whole for text in row)
         position = {text: i for i, text in enumerate(distinct)}
         image = predictor.encode_image(images).astype(np.float64)
@@ -74,13 +75,28 @@ class Likelihood:
     def __call__(
         self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
     ) -> Scores:
-        refuse_equal(predictor.contract, joined(prefix, texts))
         totals, counts = predictor.texts_log_likelihood(images, texts, prefix)
         totals = totals.astype(np.float64)
         return checked(totals / np.maximum(counts, 1) if self.per == "token" else totals)
 
     def protocol(self) -> str:
         return f"log-likelihood of the {self.per}, given image and prefix"
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """The log odds that image and text belong together, by a model's matching head
+    (arXiv:2107.07651, section 3.2).
+    """
+
+    def __call__(
+        self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
+    ) -> Scores:
+        scores = predictor.texts_match(images, joined(prefix, texts))
+        return checked(scores.astype(np.float64))
+
+    def protocol(self) -> str:
+        return "log odds of matching"
 
 
 def checked(scores: Scores) -> Scores:
@@ -100,7 +116,9 @@ def joined(prefix: Sequence[str], texts: Texts) -> list[list[str]]:
 
 
 def refuse_equal(contract: Contract, texts: Texts) -> None:
-    """Raises UserError if two texts of an image are one to the model, which cuts long ones."""
+    """Raises UserError if two texts of an image are one to the model, which cuts long ones: between
+    them it cannot choose.
+    """
     cut = _too_long(contract, (text for row in texts for text in row))
     for row in texts:
         if cut.isdisjoint(row):
