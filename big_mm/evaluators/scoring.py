@@ -4,7 +4,7 @@ matching head.
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from absl import logging
@@ -20,6 +20,7 @@ Texts = Sequence[Sequence[str]]
 Scores = Float[np.ndarray, "n texts"]
 
 
+@runtime_checkable
 class TextScorer(Protocol):
     """Scores of texts for images; the larger, the better."""
 

@@ -31,7 +31,7 @@ GALLERY = 150
 def get_config(arg: str = "albef") -> ml_collections.ConfigDict:
     choose("variant", arg, VARIANTS)
     config = base.clip(ALBEF)
-    config.steps, config.batch_size = 250, 64
+    config.steps, config.batch_size = 150, 64
     config.data.sources = (spec(Mismatched, source=config.data.sources[0], share=0.4),)
     model = config.objective.model
     for blocks in (model.image.blocks, model.text.blocks):
@@ -53,7 +53,7 @@ def get_config(arg: str = "albef") -> ml_collections.ConfigDict:
         momentum=0.97,
         queue_size=512,
         alpha=0.0 if arg == "no_distillation" else 0.4,
-        ramp_steps=100,
+        ramp_steps=50,
         mask_share=0.25,
         negatives="random" if arg == "no_itc" else "hard",
     )

@@ -30,11 +30,12 @@ class ALBEF(DualEncoder):
         self.word_head = nn.Dense(self.text.vocab_size, dtype=self.fusion.dtype)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
-        """A dual encoder's outputs; with both in the batch also those of `match`."""
+        """A dual encoder's outputs; with both in the batch also those of `match` and `words`."""
         out = super().__call__(batch, train=train)
         if "image" in batch and "tokens" in batch:
             pair = out["image_tokens"], out["text_tokens"], batch["token_mask"]
             out |= self.match(*pair, train=train)
+            out |= self.words(out["fused_tokens"])
         return out
 
     def match(
@@ -45,9 +46,11 @@ class ALBEF(DualEncoder):
         *,
         train: bool = False,
     ) -> Outputs:
-        """`match_logit` [batch], the log odds that the two belong together, and `word_logits`
-        [batch, length, vocab] of every token.
-        """
+        """`match_logit` [batch], the log odds that the two belong together; `fused_tokens`."""
         mask = (token_mask != 0)[:, None, None]
         x = self.fusion_norm(self.fusion(text_tokens, mask, image_tokens, train=train))
-        return {"match_logit": self.match_head(x[:, 0])[:, 0], "word_logits": self.word_head(x)}
+        return {"match_logit": self.match_head(x[:, 0])[:, 0], "fused_tokens": x}
+
+    def words(self, fused_tokens: Float[Array, "batch length width"]) -> Outputs:
+        """`word_logits` [batch, length, vocab] of what stands at each token."""
+        return {"word_logits": self.word_head(fused_tokens)}

@@ -52,8 +52,9 @@ def scores(outputs: Outputs, query: str, there: str) -> Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AlignBeforeFuse(Teacher):
-    """The outputs that ALBEF's three losses read, from six passes; the queue is of the teacher's
-    embeddings. The paper's momentum is 0.995.
+    """The outputs that ALBEF's three losses read; the queue is of the teacher's embeddings.
+
+    The paper's momentum is 0.995.
 
     Attributes:
       queue_size: rows, at least a batch of them.
@@ -90,39 +91,44 @@ class AlignBeforeFuse(Teacher):
         `match_logits` of the pair, with another image and with another text; `word_logits` of the
         masked caption, and the teacher's.
         """
-        rngs = jax.random.split(rng, 7)
-
-        def apply(params: Any, *args: Any, method: str, rng: Array | None = None) -> Outputs:
-            given = {} if rng is None else {"train": True, "rngs": {"dropout": rng}}
-            return self.model.apply({"params": params}, *args, method=method, **given)
-
-        out = apply(params, batch, method="__call__", rng=rngs[0])
-        taught = self.teach(extra, batch)
+        rngs = jax.random.split(rng, 6)
+        tokens, mask = batch["tokens"], batch["token_mask"]
+        options = {"share": self.mask_share, "mask_id": self.mask_id}
+        vocab_size = self.model.text.vocab_size
+        shown, word_mask = mask_tokens(rngs[0], tokens, mask, vocab_size=vocab_size, **options)
+        out = self._embed(params, batch, shown, rngs[1])
+        taught = jax.lax.stop_gradient(self._embed(extra["teacher"], batch, shown))
         out |= {f"teacher_{side}_embedding": taught[f"{side}_embedding"] for side in SIDES}
         out |= self._candidates(extra, out, batch) | {"alpha": self.alpha_at(extra["step"])}
-        image, text, mask = out["image_tokens"], out["text_tokens"], batch["token_mask"]
-        (i, has_image), (t, has_text) = self._negatives(out, rngs[1:3])
-        pairs = [(image[i], image), (text, text[t]), (mask, mask[t])]
-        others = apply(params, *map(jnp.concatenate, pairs), method="match", rng=rngs[3])
-        wrong = others["match_logit"].reshape(2, -1)
-        out["match_logits"] = jnp.stack([out["match_logit"], *wrong], axis=1)
+        (i, has_image), (t, has_text) = self._negatives(out, rngs[2:4])
+        image, text, masked = (out[f"{name}_tokens"] for name in ("image", "text", "masked"))
+        # One pass for all: the pair, another image, another text, and the masked text.
+        images, texts = (image, image[i], image, image), (text, text, text[t], masked)
+        four = map(jnp.concatenate, (images, texts, (mask, mask, mask[t], mask)))
+        fused = self._apply(params, *four, method="match", rng=rngs[4])
+        out["match_logits"] = fused["match_logit"].reshape(4, -1)[:3].T
         out["match_valid"] = jnp.stack([jnp.ones_like(has_text), has_image, has_text], axis=1)
-        tokens, out["word_mask"] = mask_tokens(
-            rngs[4],
-            batch["tokens"],
-            mask,
-            share=self.mask_share,
-            mask_id=self.mask_id,
-            vocab_size=self.model.text.vocab_size,
-        )
-        for who, owner, seen, keys in (
-            ("", params, image, rngs[5:]),
-            ("teacher_", extra["teacher"], taught["image_tokens"], (None, None)),
-        ):
-            read = apply(owner, tokens, mask, method="encode_text", rng=keys[0])["text_tokens"]
-            words = apply(owner, seen, read, mask, method="match", rng=keys[1])["word_logits"]
-            out[f"{who}word_logits"] = words if who == "" else jax.lax.stop_gradient(words)
-        return out
+        words = fused["fused_tokens"][-len(tokens) :]
+        out |= self._apply(params, words, method="words") | {"word_mask": word_mask}
+        pair = taught["image_tokens"], taught["masked_tokens"], mask
+        words = self._apply(extra["teacher"], *pair, method="match")["fused_tokens"]
+        words = self._apply(extra["teacher"], words, method="words")["word_logits"]
+        return out | {"teacher_word_logits": jax.lax.stop_gradient(words)}
+
+    def _embed(self, params: Any, batch: Batch, shown: Array, rng: Array | None = None) -> Outputs:
+        """The towers' outputs, and `masked_tokens` of the text as it is `shown`."""
+        rngs = (None, None) if rng is None else jax.random.split(rng)
+        image = {"image": batch["image"]}
+        out = self._apply(params, image, method="__call__", rng=rngs[0])
+        both = jnp.concatenate([batch["tokens"], shown]), jnp.tile(batch["token_mask"], (2, 1))
+        text = self._apply(params, *both, method="encode_text", rng=rngs[1])
+        read, masked = jnp.split(text["text_tokens"], 2)
+        embedding = text["text_embedding"][: len(read)]
+        return out | {"text_embedding": embedding, "text_tokens": read, "masked_tokens": masked}
+
+    def _apply(self, params: Any, *args: Any, method: str, rng: Array | None = None) -> Outputs:
+        given = {} if rng is None else {"train": True, "rngs": {"dropout": rng}}
+        return self.model.apply({"params": params}, *args, method=method, **given)
 
     def alpha_at(self, step: Array) -> Array:
         """The teacher's share at a step."""
