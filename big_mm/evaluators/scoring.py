@@ -8,14 +8,14 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from big_mm.data.contract import Contract
+from big_mm.data.pictures import Pictures
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError, choose
 
 Per = Literal["text", "token"]
-Images = UInt8[np.ndarray, "n size size 3"]
 Texts = Sequence[Sequence[str]]
 Scores = Float[np.ndarray, "n texts"]
 
@@ -25,7 +25,7 @@ class TextScorer(Protocol):
     """Scores of texts for images; the larger, the better."""
 
     def __call__(
-        self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
+        self, predictor: Predictor, images: Pictures, texts: Texts, prefix: Sequence[str]
     ) -> Scores:
         """The score of each of an image's texts behind its prefix; -inf where it has fewer.
 
@@ -42,7 +42,7 @@ class Similarity:
     """The cosine of image and text embedding, as CLIP chooses (arXiv:2103.00020)."""
 
     def __call__(
-        self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
+        self, predictor: Predictor, images: Pictures, texts: Texts, prefix: Sequence[str]
     ) -> Scores:
         whole = joined(prefix, texts)
         distinct = dict.fromkeys(text for row in whole for text in row)
@@ -74,7 +74,7 @@ class Likelihood:
         choose("per", self.per, get_args(Per))
 
     def __call__(
-        self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
+        self, predictor: Predictor, images: Pictures, texts: Texts, prefix: Sequence[str]
     ) -> Scores:
         totals, counts = predictor.texts_log_likelihood(images, texts, prefix)
         totals = totals.astype(np.float64)
@@ -91,7 +91,7 @@ class Matching:
     """
 
     def __call__(
-        self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
+        self, predictor: Predictor, images: Pictures, texts: Texts, prefix: Sequence[str]
     ) -> Scores:
         scores = predictor.texts_match(images, joined(prefix, texts))
         return checked(scores.astype(np.float64))
