@@ -1,10 +1,11 @@
 """ALBEF: align before fuse, with momentum distillation (arXiv:2107.07651), on noisy captions.
 
-    make scenes
+    make quickstart
     python -m big_mm.ablate --config experiments/albef/config.py --workdir runs/albef
 
 `albef` is all of it; `no_distillation` has alpha 0; `no_itc` has no contrastive loss, and so random
-negatives for matching. Four captions in ten are another picture's.
+negatives for matching. Four captions in ten are another picture's. The image tower begins as the
+quickstart's, as the paper's begins as DeiT.
 """
 
 import ml_collections
@@ -18,6 +19,7 @@ from big_mm.losses.masked import MaskedTokens
 from big_mm.losses.matching import Matching as MatchingLoss
 from big_mm.models.layers import Transformer
 from big_mm.spec import choose, spec
+from big_mm.training.init_from import InitFrom
 from configs import quickstart
 from experiments import base
 from experiments.albef.model import ALBEF
@@ -57,6 +59,8 @@ def get_config(arg: str = "albef") -> ml_collections.ConfigDict:
         mask_share=0.25,
         negatives="random" if arg == "no_itc" else "hard",
     )
+    rules = ((r"image/.*", r"\g<0>"), (r".*", None))
+    config.init_from = spec(InitFrom, path="runs/quickstart", rules=rules)
     gallery = quickstart.source(quickstart.DATA, "retrieval_seen")
     pairs = {"source": gallery, "captions_per_image": 1, "limit": GALLERY}
     config.evaluators = {
