@@ -4,7 +4,7 @@
     python -m big_mm.ablate --config experiments/albef/config.py --workdir runs/albef
 
 `albef` is all of it; `no_distillation` has alpha 0; `no_itc` has no contrastive loss, and so random
-negatives for matching. Four captions in ten are another picture's. The image tower begins as the
+negatives for matching. Three captions in ten are another picture's. The image tower begins as the
 quickstart's, as the paper's begins as DeiT.
 """
 
@@ -33,13 +33,14 @@ GALLERY = 150
 def get_config(arg: str = "albef") -> ml_collections.ConfigDict:
     choose("variant", arg, VARIANTS)
     config = base.clip(ALBEF)
-    config.steps, config.batch_size = 150, 64
-    config.data.sources = (spec(Mismatched, source=config.data.sources[0], share=0.4),)
+    config.steps, config.batch_size = 400, 64
+    config.data.sources = (spec(Mismatched, source=config.data.sources[0], share=0.3),)
     model = config.objective.model
     for blocks in (model.image.blocks, model.text.blocks):
         blocks.unroll = 1  # compiles sooner, for a run as short as this
     model.text.update(causal=False, pool="first")
-    sizes = {name: model.text.blocks[name] for name in ("width", "heads", "mlp_dim")}
+    sizes = {"width": 64, "heads": 4, "mlp_dim": 256}
+    model.text.blocks.update(sizes)
     model.fusion = spec(Transformer, **sizes, depth=2, cross_attention=True)
     losses = {
         "contrastive": spec(MomentumContrast),
@@ -55,7 +56,7 @@ def get_config(arg: str = "albef") -> ml_collections.ConfigDict:
         momentum=0.97,
         queue_size=512,
         alpha=0.0 if arg == "no_distillation" else 0.4,
-        ramp_steps=50,
+        ramp_steps=100,
         mask_share=0.25,
         negatives="random" if arg == "no_itc" else "hard",
     )
