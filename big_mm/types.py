@@ -36,6 +36,11 @@ OUTPUTS = {
     "patch_tokens": "[B,P,W] normed tokens of the image tower's patches alone, row by row",
     "text_tokens": "[B,L,W] of the unimodal text tower",
     "caption_logits": "[B,L,V] float32: position i predicts token i+1",
+    "match_logit": "[B] log odds that an image and a text belong together",
+    "match_logits": "[B,C] of a row's own pair, then of pairs that do not belong together",
+    "match_valid": "[B,C] bool: which of these pairs there are",
+    "word_logits": "[B,L,V] what a bidirectional reader takes each token to be",
+    "word_mask": "[B,L] bool: the tokens that were masked",
     "logit_scale": "[] float32: the inverse temperature of the similarities",
     "logit_bias": "[] float32: added to the scaled similarities of the sigmoid loss",
 }
