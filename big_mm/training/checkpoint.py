@@ -353,7 +353,8 @@ def _read_item(
 ) -> dict[str, jax.Array]:
     try:
         with ocp.StandardCheckpointer() as reader:
-            nested = reader.restore(folder / name, trees.unflatten(wanted))
+            # Orbax takes no relative path.
+            nested = reader.restore((folder / name).resolve(), trees.unflatten(wanted))
     except Exception as error:  # Orbax and TensorStore have many ways to say "unreadable".
         raise _Damaged(f"{name}/ cannot be read: {_first_line(error)}") from error
     flat = trees.flatten(nested)
