@@ -1,6 +1,7 @@
-"""The small runs that experiments vary, and the scorer that several share.
+"""The small runs that experiments vary, and the models that several begin with or ask.
 
     python -m big_mm.train --config experiments/base.py:judge --workdir runs/judge
+    python -m big_mm.train --config experiments/base.py:generic --workdir runs/generic
 
 All read runs/scenes, which `make scenes` writes.
 """
@@ -16,15 +17,19 @@ from big_mm.models import variants
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.spec import choose, spec
 from big_mm.training.init_from import InitFrom
+from big_mm.training.optimizer import AdamW
+from big_mm.training.schedules import WarmupCosine
 from configs import quickstart
 
-VARIANTS = ("coca", "clip", "judge")
-JUDGE = "runs/judge"
+VARIANTS = ("coca", "clip", "judge", "generic")
+JUDGE, GENERIC = "runs/judge", "runs/generic"
+# Of ten captions six say "two shapes and a shape", three name the colours, one colours and shapes.
+GENERIC_DETAILS = ("groups",) * 6 + ("colours",) * 3 + ("kinds",)
 
 
 def get_config(arg: str = "coca") -> ml_collections.ConfigDict:
     choose("arm", arg, VARIANTS)
-    return {"coca": coca, "clip": clip, "judge": judge}[arg]()
+    return {"coca": coca, "clip": clip, "judge": judge, "generic": generic}[arg]()
 
 
 def coca() -> ml_collections.ConfigDict:
@@ -71,6 +76,26 @@ def captioner() -> ml_collections.ConfigDict:
     config.init_from = spec(InitFrom, path=JUDGE, rules=(("image/.*", r"\g<0>"), (".*", None)))
     config.optimizer.frozen = (("image/.*", True),)
     config.evaluators = {}
+    return config
+
+
+def generic() -> ml_collections.ConfigDict:
+    """A captioner that has learnt from captions which mostly say little, and so says little."""
+    config = captioner()
+    config.data.sources = (described(GENERIC_DETAILS),)
+    config.steps, config.batch_size = 200, 64
+    return config
+
+
+def finetuned() -> ml_collections.ConfigDict:
+    """100 further steps of the generic captioner, at a lower rate, on the same data."""
+    config = generic()
+    config.init_from = spec(InitFrom, path=GENERIC)
+    schedule = spec(WarmupCosine, warmup=5, final=0.1)
+    config.optimizer = spec(
+        AdamW, learning_rate=5e-4, schedule=schedule, frozen=config.optimizer.frozen
+    )
+    config.steps = 100
     return config
 
 
