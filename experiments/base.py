@@ -1,6 +1,7 @@
 """The small runs that experiments vary, and the models that several begin with or ask.
 
     python -m big_mm.train --config experiments/base.py:judge --workdir runs/judge
+    python -m big_mm.train --config experiments/base.py:retriever --workdir runs/retriever
     python -m big_mm.train --config experiments/base.py:generic --workdir runs/generic
 
 All read runs/scenes, which `make scenes` writes.
@@ -21,15 +22,9 @@ from big_mm.training.optimizer import AdamW
 from big_mm.training.schedules import WarmupCosine
 from configs import quickstart
 
-VARIANTS = ("coca", "clip", "judge", "generic")
-JUDGE, GENERIC = "runs/judge", "runs/generic"
+JUDGE, RETRIEVER, GENERIC = "runs/judge", "runs/retriever", "runs/generic"
 # Of ten captions six say "two shapes and a shape", three name the colours, one colours and shapes.
 GENERIC_DETAILS = ("groups",) * 6 + ("colours",) * 3 + ("kinds",)
-
-
-def get_config(arg: str = "coca") -> ml_collections.ConfigDict:
-    choose("arm", arg, VARIANTS)
-    return {"coca": coca, "clip": clip, "judge": judge, "generic": generic}[arg]()
 
 
 def coca() -> ml_collections.ConfigDict:
@@ -79,6 +74,14 @@ def captioner() -> ml_collections.ConfigDict:
     return config
 
 
+def retriever() -> ml_collections.ConfigDict:
+    """Another judge, for rewards: who rewards is not who measures."""
+    config = judge()
+    config.seed = 1
+    config.evaluators = {}
+    return config
+
+
 def generic() -> ml_collections.ConfigDict:
     """A captioner that has learnt from captions which mostly say little, and so says little."""
     config = captioner()
@@ -110,3 +113,18 @@ def described(
         schema=spec(Schema, **schema),
     )
     return spec(scenes.Described, source=source, details=details)
+
+
+ARMS = {
+    "coca": coca,
+    "clip": clip,
+    "judge": judge,
+    "retriever": retriever,
+    "generic": generic,
+}
+VARIANTS = tuple(ARMS)
+
+
+def get_config(arg: str = "coca") -> ml_collections.ConfigDict:
+    choose("arm", arg, VARIANTS)
+    return ARMS[arg]()

@@ -2,6 +2,7 @@
 
     python -m big_mm.train --config experiments/base.py:judge --workdir runs/judge
     python -m big_mm.train --config experiments/base.py:generic --workdir runs/generic
+    python -m big_mm.train --config experiments/base.py:retriever --workdir runs/retriever
     python -m big_mm.train --config experiments/clip_reward/config.py:scorer --workdir runs/scorer
     python -m big_mm.ablate --config experiments/clip_reward/config.py --workdir runs/clip_reward \\
         --metrics captioning/self_r@1 captioning/cider captioning/repeated_2 captioning/exact
@@ -21,6 +22,8 @@ from big_mm.losses.policy_gradient import Reinforce
 from big_mm.objectives.policy_gradient import Judge, PolicyGradient
 from big_mm.spec import choose, spec
 from big_mm.training.init_from import InitFrom
+from big_mm.training.optimizer import AdamW
+from big_mm.training.schedules import WarmupCosine
 from experiments import base
 from experiments.clip_reward import grammar, rewards
 
@@ -55,14 +58,14 @@ def get_config(arg: str = "clip_grammar") -> ml_collections.ConfigDict:
         source=base.described(base.GENERIC_DETAILS, "retrieval_seen"),
         scorer=spec(SceneAccuracy),
         figures=(spec(Fit, checkpoint=base.JUDGE, prefix=""), spec(Lexicon)),
-        limit=500,
+        limit=300,
     )
     config.evaluators = {"captioning": written}
     return config
 
 
 def scorer() -> ml_collections.ConfigDict:
-    """The rewards' CLIP, with its grammar head."""
+    """The retriever, trained on with a grammar head: the rewards' CLIP."""
     config = base.judge()
     model = config.objective.model
     towers = {name: model[name] for name in ("image", "text", "embed_dim")}
@@ -78,6 +81,9 @@ def scorer() -> ml_collections.ConfigDict:
         spec(Tokenize),
         spec(Tokenize, key="corrupted", suffix="_corrupted"),
     )
-    config.seed = 1
-    config.steps = 400
+    config.init_from = spec(InitFrom, path=base.RETRIEVER)
+    schedule = spec(WarmupCosine, warmup=10)
+    config.optimizer = spec(AdamW, learning_rate=1e-3, schedule=schedule)
+    config.evaluators = {}
+    config.steps, config.batch_size = 150, 64
     return config

@@ -2,8 +2,7 @@
 
     python -m big_mm.train --config experiments/base.py:judge --workdir runs/judge
     python -m big_mm.train --config experiments/base.py:generic --workdir runs/generic
-    python -m big_mm.train --config experiments/base.py:judge --workdir runs/retriever \\
-        --config.seed=1
+    python -m big_mm.train --config experiments/base.py:retriever --workdir runs/retriever
     python -m big_mm.ablate --config experiments/discritune/config.py --workdir runs/discritune \\
         --metrics in_domain/self_r@1 in_domain/cider out_of_domain/self_r@1 out_of_domain/cider
 
@@ -25,14 +24,13 @@ from experiments import base
 from experiments.discritune.reward import Discrimination
 
 VARIANTS = ("discritune", "mle")
-RETRIEVER = "runs/retriever"
 
 
 def get_config(arg: str = "discritune") -> ml_collections.ConfigDict:
     choose("arm", arg, VARIANTS)
     config = base.finetuned()
     if arg == "discritune":
-        init_from = spec(InitFrom, path=RETRIEVER)
+        init_from = spec(InitFrom, path=base.RETRIEVER)
         config.objective = spec(
             PolicyGradient,
             model=config.objective.model,
@@ -54,5 +52,5 @@ def captioning(details: tuple[str, ...], split: str) -> ml_collections.ConfigDic
         source=base.described(details, split),
         scorer=spec(SceneAccuracy),
         figures=(spec(Fit, checkpoint=base.JUDGE, prefix=""),),
-        limit=500,
+        limit=300,
     )

@@ -57,7 +57,7 @@ def get_config(arg: str = "magiclens") -> ml_collections.ConfigDict:
             ComposedRetrieval, source=gallery, benchmark=benchmark, composition=spec(Fused)
         )
     }
-    config.steps, config.batch_size = 300, 64
+    config.steps, config.batch_size = 200, 64
     return config
 
 
