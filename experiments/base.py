@@ -1,7 +1,7 @@
 """The small runs that experiments vary, and the models that several begin with or ask.
 
     python -m big_mm.train --config experiments/base.py:judge --workdir runs/judge
-    python -m big_mm.train --config experiments/base.py:retriever --workdir runs/retriever
+    python -m big_mm.train --config experiments/base.py:referee --workdir runs/referee
     python -m big_mm.train --config experiments/base.py:generic --workdir runs/generic
 
 All read runs/scenes, which `make scenes` writes.
@@ -22,7 +22,7 @@ from big_mm.training.optimizer import AdamW
 from big_mm.training.schedules import WarmupCosine
 from configs import quickstart
 
-JUDGE, RETRIEVER, GENERIC = "runs/judge", "runs/retriever", "runs/generic"
+JUDGE, REFEREE, GENERIC = "runs/judge", "runs/referee", "runs/generic"
 # Of ten captions six say "two shapes and a shape", three name the colours, one colours and shapes.
 GENERIC_DETAILS = ("groups",) * 6 + ("colours",) * 3 + ("kinds",)
 
@@ -74,8 +74,8 @@ def captioner() -> ml_collections.ConfigDict:
     return config
 
 
-def retriever() -> ml_collections.ConfigDict:
-    """Another judge, for rewards: who rewards is not who measures."""
+def referee() -> ml_collections.ConfigDict:
+    """Another judge: where the first one rewards, it measures."""
     config = judge()
     config.seed = 1
     config.evaluators = {}
@@ -119,7 +119,7 @@ ARMS = {
     "coca": coca,
     "clip": clip,
     "judge": judge,
-    "retriever": retriever,
+    "referee": referee,
     "generic": generic,
 }
 VARIANTS = tuple(ARMS)

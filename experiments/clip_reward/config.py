@@ -2,14 +2,14 @@
 
     python -m big_mm.train --config experiments/base.py:judge --workdir runs/judge
     python -m big_mm.train --config experiments/base.py:generic --workdir runs/generic
-    python -m big_mm.train --config experiments/base.py:retriever --workdir runs/retriever
+    python -m big_mm.train --config experiments/base.py:referee --workdir runs/referee
     python -m big_mm.train --config experiments/clip_reward/config.py:scorer --workdir runs/scorer
     python -m big_mm.ablate --config experiments/clip_reward/config.py --workdir runs/clip_reward \\
         --metrics captioning/self_r@1 captioning/cider captioning/repeated_2 captioning/exact
 
 All arms go on from one captioner of generic captions, with self-critical rewards: CLIPScore and
 grammar by the scorer, CLIPScore alone, CIDEr; or with cross-entropy as before. Another CLIP than
-the scorer, `judge`, retrieves.
+the scorer, the referee, retrieves.
 """
 
 import ml_collections
@@ -57,7 +57,7 @@ def get_config(arg: str = "clip_grammar") -> ml_collections.ConfigDict:
         Captioning,
         source=base.described(base.GENERIC_DETAILS, "retrieval_seen"),
         scorer=spec(SceneAccuracy),
-        figures=(spec(Fit, checkpoint=base.JUDGE, prefix=""), spec(Lexicon)),
+        figures=(spec(Fit, checkpoint=base.REFEREE, prefix=""), spec(Lexicon)),
         limit=300,
     )
     config.evaluators = {"captioning": written}
@@ -65,7 +65,7 @@ def get_config(arg: str = "clip_grammar") -> ml_collections.ConfigDict:
 
 
 def scorer() -> ml_collections.ConfigDict:
-    """The retriever, trained on with a grammar head: the rewards' CLIP."""
+    """The judge, trained on with a grammar head: the rewards' CLIP."""
     config = base.judge()
     model = config.objective.model
     towers = {name: model[name] for name in ("image", "text", "embed_dim")}
@@ -81,7 +81,7 @@ def scorer() -> ml_collections.ConfigDict:
         spec(Tokenize),
         spec(Tokenize, key="corrupted", suffix="_corrupted"),
     )
-    config.init_from = spec(InitFrom, path=base.RETRIEVER)
+    config.init_from = spec(InitFrom, path=base.JUDGE)
     schedule = spec(WarmupCosine, warmup=10)
     config.optimizer = spec(AdamW, learning_rate=1e-3, schedule=schedule)
     config.evaluators = {}

@@ -2,14 +2,14 @@
 
     python -m big_mm.train --config experiments/base.py:judge --workdir runs/judge
     python -m big_mm.train --config experiments/base.py:generic --workdir runs/generic
-    python -m big_mm.train --config experiments/base.py:retriever --workdir runs/retriever
+    python -m big_mm.train --config experiments/base.py:referee --workdir runs/referee
     python -m big_mm.ablate --config experiments/discritune/config.py --workdir runs/discritune \\
         --metrics in_domain/self_r@1 in_domain/cider out_of_domain/self_r@1 out_of_domain/cider
 
 Both arms go on from one captioner of generic captions: `discritune` with REINFORCE on the
 retriever's log-probability of the right image, `mle` with cross-entropy as before. The other domain
-has other combinations of colour and shape, and people who say both. `judge`, another CLIP than the
-retriever, measures.
+has other combinations of colour and shape, and people who say both. The judge
+is the retriever; another CLIP, the referee, measures.
 """
 
 import ml_collections
@@ -30,7 +30,7 @@ def get_config(arg: str = "discritune") -> ml_collections.ConfigDict:
     choose("arm", arg, VARIANTS)
     config = base.finetuned()
     if arg == "discritune":
-        init_from = spec(InitFrom, path=base.RETRIEVER)
+        init_from = spec(InitFrom, path=base.JUDGE)
         config.objective = spec(
             PolicyGradient,
             model=config.objective.model,
@@ -51,6 +51,6 @@ def captioning(details: tuple[str, ...], split: str) -> ml_collections.ConfigDic
         Captioning,
         source=base.described(details, split),
         scorer=spec(SceneAccuracy),
-        figures=(spec(Fit, checkpoint=base.JUDGE, prefix=""),),
+        figures=(spec(Fit, checkpoint=base.REFEREE, prefix=""),),
         limit=300,
     )
