@@ -15,8 +15,10 @@ from big_mm.data.records import TFRecordSource
 from big_mm.data.transforms import ChooseCaption
 from big_mm.losses import contrastive
 from big_mm.models import variants
+from big_mm.models.captioner import Captioner
+from big_mm.models.coca import CoCa
 from big_mm.models.dual_encoder import DualEncoder
-from big_mm.spec import choose, spec
+from big_mm.spec import CLASS, choose, spec
 from big_mm.training.init_from import InitFrom
 from big_mm.training.optimizer import AdamW
 from big_mm.training.schedules import WarmupCosine
@@ -27,9 +29,12 @@ JUDGE, REFEREE, GENERIC = "runs/judge", "runs/referee", "runs/generic"
 GENERIC_DETAILS = ("groups",) * 6 + ("colours",) * 3 + ("kinds",)
 
 
-def coca() -> ml_collections.ConfigDict:
+def coca(model: type[CoCa] = CoCa) -> ml_collections.ConfigDict:
     """The quickstart's run, of 700 steps."""
-    return quickstart.get_config()
+    config = quickstart.get_config()
+    fields = {name: value for name, value in config.objective.model.items() if name != CLASS}
+    config.objective.model = spec(model, **fields)
+    return config
 
 
 def clip(model: type[DualEncoder] = DualEncoder) -> ml_collections.ConfigDict:
@@ -58,14 +63,13 @@ def judge() -> ml_collections.ConfigDict:
     return config
 
 
-def captioner() -> ml_collections.ConfigDict:
+def captioner(model: type[Captioner] = Captioner) -> ml_collections.ConfigDict:
     """A captioner of the same size on the judge's image tower, which stays; no evaluators."""
     config = coca()
-    image, size = config.objective.model.image, {"image_size": quickstart.IMAGE_SIZE}
-    size |= {"vocab_size": quickstart.VOCABULARY, "max_len": quickstart.MAX_LEN}
-    model = variants.captioner("tiny/12", **size, depth=2, blocks={"unroll": 4})
-    model.image = image
-    config.objective.model = model
+    size = {"image_size": quickstart.IMAGE_SIZE, "max_len": quickstart.MAX_LEN}
+    size |= {"vocab_size": quickstart.VOCABULARY, "depth": 2, "blocks": {"unroll": 4}}
+    text = variants.captioner("tiny/12", **size).text
+    config.objective.model = spec(model, image=config.objective.model.image, text=text)
     config.objective.losses = {"captioning": config.objective.losses.captioning}
     config.objective.weights = {}
     config.init_from = spec(InitFrom, path=JUDGE, rules=(("image/.*", r"\g<0>"), (".*", None)))

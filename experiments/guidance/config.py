@@ -30,11 +30,8 @@ DETAILS = ("groups",) * 6 + ("colours",) * 3 + ("kinds",)
 
 def get_config(arg: str = "guided") -> ml_collections.ConfigDict:
     choose("arm", arg, BLIND)
-    config = base.captioner()
-    model = config.objective.model
-    config.objective.model = spec(
-        guidance.BlindableCaptioner, image=model.image, text=model.text, blind=BLIND[arg]
-    )
+    config = base.captioner(guidance.BlindableCaptioner)
+    config.objective.model.blind = BLIND[arg]
     # The language model has read other texts than the captioner: specific ones.
     config.data.sources = (base.described(("kinds",) if arg == "language" else DETAILS),)
     if arg == "with_language":
@@ -42,12 +39,12 @@ def get_config(arg: str = "guided") -> ml_collections.ConfigDict:
             alter = spec(
                 guidance.WithLanguageModel, checkpoint="runs/language", alpha=alpha, beta=beta
             )
-            config.evaluators[f"alpha_{alpha:g}_beta_{beta:g}".replace(".", "_")] = spec(
-                Altered, evaluator=captioning(1.0), alter=alter
-            )
+            name = f"captioning_alpha_{alpha:g}_beta_{beta:g}".replace(".", "_")
+            config.evaluators[name] = spec(Altered, evaluator=captioning(1.0), alter=alter)
     elif arg != "language":
         for scale in SCALES:
-            config.evaluators[f"scale_{scale:g}".replace(".", "_")] = captioning(scale)
+            name = "captioning" if scale == 1 else f"captioning_scale_{scale:g}".replace(".", "_")
+            config.evaluators[name] = captioning(scale)
     config.steps, config.batch_size = 200, 64
     return config
 

@@ -13,7 +13,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from big_mm.report.curves import GREY, INK
-from big_mm.spec import UserError
 
 METRICS = {"clip_score": "CLIPScore", "self_r@1": "Caption to image R@1"}
 # Folders of evaluated runs by what is drawn, and the colour.
@@ -34,17 +33,21 @@ def draw(workdir: pathlib.Path) -> Figure:
     figure = Figure((8.4, 3.7), layout="constrained")
     for axes, (metric, name) in zip(figure.subplots(1, 2), METRICS.items(), strict=True):
         for line, colour in LINES.items():
-            found = points(workdir, line)
+            if not (found := points(workdir, line)):
+                continue
             means = [[np.mean(at[key]) for at in found.values()] for key in ("cider", metric)]
             # Only scales of guidance lie on a curve.
             style = "" if line == "with_language" else "-"
             axes.plot(*means, style, marker="o", ms=4, color=colour, label=line.replace("_", " "))
-            for seed in range(max((len(at["cider"]) for at in found.values()), default=0)):
+            for seed in range(min(len(at["cider"]) for at in found.values())):
                 each = [[at[key][seed] for at in found.values()] for key in ("cider", metric)]
                 axes.plot(*each, "o", ms=2.5, color=colour, alpha=0.4)
             for label, x, y in zip(found, *means, strict=True):
-                text = re.sub(r"(\d)_(\d)", r"\1.\2", label.removeprefix("scale_"))
-                text = text.replace("alpha_", "α ").replace("_beta_", ", β ")
+                text = re.sub(r"(\d)_(\d)", r"\1.\2", label.removeprefix("captioning"))
+                text = (
+                    text.removeprefix("_scale_").replace("_alpha_", "α ").replace("_beta_", ", β ")
+                )
+                text = text or "1"
                 axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=8)
         axes.set(xlabel="CIDEr", ylabel=name)
         axes.tick_params(colors=INK)
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="a picture")
     args = parser.parse_args(argv)
     if not points(args.workdir, "guided"):
-        raise UserError(f"no evaluated runs guided-SEED in {args.workdir}")
+        parser.error(f"no evaluated runs guided-SEED in {args.workdir}")
     draw(args.workdir).savefig(args.out, dpi=110)
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from big_mm import predictor as predictors
 from big_mm.models.captioner import Captioner
@@ -29,9 +29,13 @@ class BlindableCaptioner(Captioner):
     blind: float = 0.5
 
     def encode_image(
-        self, image: Num[Array, "batch height width 3"], *, train: bool = False
+        self,
+        image: Num[Array, "batch height width 3"],
+        patch_mask: Bool[Array, "batch patches"] | None = None,
+        *,
+        train: bool = False,
     ) -> Outputs:
-        out = super().encode_image(image, train=train)
+        out = super().encode_image(image, patch_mask, train=train)
         if train and self.blind:
             rng = self.make_rng("dropout")
             seen = jax.random.bernoulli(rng, 1 - self.blind, (len(image), 1, 1))

@@ -15,46 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from big_mm import predictor as predictors
 from big_mm import spec
-from big_mm.data.records import Source
 from big_mm.models.captioner import Captioner
 from big_mm.objectives.base import Weighted
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
 from big_mm.types import Batch, Outputs
-
-
-@dataclasses.dataclass(frozen=True)
-class OneCaption:
-    """The first records of a source, each with one of its captions, always the same: the web's.
-
-    Attributes:
-      share: of the records.
-    """
-
-    source: Source
-    share: float
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or not len(self):
-            raise UserError(f"OneCaption: share={self.share} of {len(self.source)} records")
-
-    def __len__(self) -> int:
-        return round(self.share * len(self.source))
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.source[index]
-        # A stream of its own: `Mismatched` draws from (seed, index).
-        chance = np.random.default_rng((self.seed, index, 1)).random()
-        chosen = record["captions"][int(chance * len(record["captions"]))]
-        return record | {"captions": [chosen]}
-
-    def where(self, index: int) -> str:
-        return self.source.where(index)
 
 
 def uniform(low: float, high: float, levels: int) -> tuple[float, ...]:
@@ -122,7 +91,7 @@ class ControlledCaptioner(Captioner):
         self.control = nn.Embed(self.levels, self.image.blocks.width)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
-        out = super().encode_image(batch["image"], train=train)
+        out = super().encode_image(batch["image"], batch.get("patch_mask"), train=train)
         out["image_tokens"] = self._controlled(out["image_tokens"], batch.get("level"))
         if "tokens" in batch:
             context = out["image_tokens"]
@@ -131,9 +100,13 @@ class ControlledCaptioner(Captioner):
         return out
 
     def encode_image(
-        self, image: Num[Array, "batch height width 3"], *, train: bool = False
+        self,
+        image: Num[Array, "batch height width 3"],
+        patch_mask: Bool[Array, "batch patches"] | None = None,
+        *,
+        train: bool = False,
     ) -> Outputs:
-        out = super().encode_image(image, train=train)
+        out = super().encode_image(image, patch_mask, train=train)
         return out | {"image_tokens": self._controlled(out["image_tokens"], None)}
 
     def _controlled(
@@ -162,9 +135,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", required=True, metavar="FILE.py", help="with this objective")
     parser.add_argument("--batches", type=int, default=20, metavar="N", help="to look at (20)")
     args = parser.parse_args(argv)
-    run = spec.build(spec.load_config(args.config))
-    batches = run.data.batches(run.contract, run.batch_size, run.seed)
-    found = np.concatenate([run.objective.similarity(next(batches)) for _ in range(args.batches)])
+    try:
+        run = spec.build(spec.load_config(args.config))
+        batches = run.data.batches(run.contract, run.batch_size, run.seed)
+        rows = [run.objective.similarity(next(batches)) for _ in range(args.batches)]
+    except UserError as error:
+        parser.error(str(error))
+    found = np.concatenate(rows)
     for share in (0, 1, 5, 25, 50, 75, 95, 99, 100):
         print(f"{share:3} %  {np.percentile(found, share):+.3f}")
     print("levels", np.bincount(bucketize(found, run.objective.boundaries)) / len(found))
