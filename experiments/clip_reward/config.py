@@ -19,13 +19,14 @@ from big_mm.data.transforms import ChooseCaption, Tokenize
 from big_mm.evaluators import Captioning, SceneAccuracy
 from big_mm.evaluators.caption_figures import Fit, Lexicon
 from big_mm.losses.policy_gradient import Reinforce
+from big_mm.objectives import rewards
 from big_mm.objectives.policy_gradient import Judge, PolicyGradient
 from big_mm.spec import choose, spec
 from big_mm.training.init_from import InitFrom
 from big_mm.training.optimizer import AdamW
 from big_mm.training.schedules import WarmupCosine
 from experiments import base
-from experiments.clip_reward import grammar, rewards
+from experiments.clip_reward import grammar
 
 VARIANTS = ("clip_grammar", "clip", "cider", "mle")
 REWARDS = {"clip_grammar": ("clip", "grammar"), "clip": ("clip",), "cider": ("cider",), "mle": ()}
@@ -41,7 +42,7 @@ def get_config(arg: str = "clip_grammar") -> ml_collections.ConfigDict:
     if arg != "mle":
         kinds = {
             "clip": spec(rewards.ClipScore),
-            "grammar": spec(rewards.Grammar),
+            "grammar": spec(grammar.Grammar),
             "cider": spec(rewards.Cider, source=base.described(base.GENERIC_DETAILS)),
         }
         init_from = spec(InitFrom, path=SCORER)

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from big_mm.data.transforms import Record
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.models.heads import unit
+from big_mm.objectives.rewards import Rowwise
 from big_mm.spec import UserError
 from big_mm.types import Batch, Mean, Outputs
 
@@ -127,3 +128,11 @@ class GrammarLoss:
         valid = batch["mask"][:, None] if "mask" in batch else None
         loss = Mean.of(-jax.nn.log_sigmoid(margins), valid)
         return loss, {"accuracy": Mean.of(margins > 0, valid)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Grammar(Rowwise):
+    """The reward: the judge's probability that the caption is well-formed."""
+
+    def __call__(self, written: Batch, batch: Batch, judged: Outputs) -> Float[Array, " batch"]:
+        return jax.nn.sigmoid(judged["grammar_logit"])

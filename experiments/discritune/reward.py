@@ -7,21 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from big_mm.data.contract import Contract
+from big_mm.objectives.rewards import Rowwise
 from big_mm.types import Batch, Outputs
 
 
 @dataclasses.dataclass(frozen=True)
-class Discrimination:
+class Discrimination(Rowwise):
     """log p(image | caption) among the images of the batch, by a frozen retriever
     (arXiv:2304.01662, section 3): the log-softmax over images of scale * cosine.
     """
 
     couples: ClassVar[bool] = True
-
-    def bind(self, contract: Contract) -> "Discrimination":
-        del contract
-        return self
 
     def __call__(self, written: Batch, batch: Batch, judged: Outputs) -> Float[Array, " batch"]:
         logits_BxB = judged["logit_scale"] * (

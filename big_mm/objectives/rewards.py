@@ -1,4 +1,4 @@
-"""Rewards of captions: CLIPScore, well-formedness, CIDEr."""
+"""Rewards of sampled captions that more than one method uses."""
 
 import dataclasses
 import functools
@@ -17,14 +17,19 @@ from big_mm.types import Batch, Outputs
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipScore:
-    """2.5 max(0, cosine) of image and caption, by the judge (arXiv:2104.08718)."""
+class Rowwise:
+    """What most rewards share: a caption's does not depend on other rows, nor on the contract."""
 
     couples: ClassVar[bool] = False
 
-    def bind(self, contract: Contract) -> "ClipScore":
+    def bind(self, contract: Contract) -> "Rowwise":
         del contract
         return self
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipScore(Rowwise):
+    """2.5 max(0, cosine) of image and caption, by the judge (arXiv:2104.08718)."""
 
     def __call__(self, written: Batch, batch: Batch, judged: Outputs) -> Float[Array, " batch"]:
         cosine = (judged["image_embedding"] * judged["text_embedding"]).sum(axis=-1)
@@ -32,21 +37,7 @@ class ClipScore:
 
 
 @dataclasses.dataclass(frozen=True)
-class Grammar:
-    """The judge's probability that the caption is well-formed."""
-
-    couples: ClassVar[bool] = False
-
-    def bind(self, contract: Contract) -> "Grammar":
-        del contract
-        return self
-
-    def __call__(self, written: Batch, batch: Batch, judged: Outputs) -> Float[Array, " batch"]:
-        return jax.nn.sigmoid(judged["grammar_logit"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Cider:
+class Cider(Rowwise):
     """CIDEr-D against the batch's caption, computed on the host, by one process.
 
     Attributes:
@@ -58,8 +49,6 @@ class Cider:
     source: Source
     limit: int = 2000
     contract: Contract | None = None
-
-    couples: ClassVar[bool] = False
 
     def bind(self, contract: Contract) -> "Cider":
         if jax.process_count() > 1:
