@@ -17,6 +17,7 @@ Outputs = dict[str, Any]
 BATCH = {
     "image": "[B,H,W,3] uint8 RGB; becomes float inside the model",
     "patch_mask": "[B,P] bool: patches that the mask token hides, for towers with mask_token=True",
+    "target_image": "[B,H,W,3] uint8 RGB: what `image` becomes by the edit that `tokens` say",
     "tokens": "[B,L] int32: bos, words, eos, then pad",
     "token_mask": "[B,L] bool: true from bos to eos",
     "text_id": "[B] int32: equal for equal tokens",
@@ -31,6 +32,8 @@ HOST_ONLY = ("key", "bad_index", "bad_kind")
 OUTPUTS = {
     "image_embedding": "[B,D] float32, unit length",
     "text_embedding": "[B,D] float32, unit length",
+    "query_embedding": "[B,D] float32, unit length: image and text together, as a query for images",
+    "target_embedding": "[B,D] float32, unit length: of `target_image`",
     "image_features": "[B,W] float32: pooled, before the projection to the shared space",
     "image_tokens": "[B,N,W] what the caption decoder attends to",
     "patch_tokens": "[B,P,W] normed tokens of the image tower's patches alone, row by row",
