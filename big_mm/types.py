@@ -16,6 +16,7 @@ Outputs = dict[str, Any]
 
 BATCH = {
     "image": "[B,H,W,3] uint8 RGB; becomes float inside the model",
+    "patch_mask": "[B,P] bool: patches that the mask token hides, for towers with mask_token=True",
     "tokens": "[B,L] int32: bos, words, eos, then pad",
     "token_mask": "[B,L] bool: true from bos to eos",
     "text_id": "[B] int32: equal for equal tokens",
@@ -63,7 +64,7 @@ class Mean:
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.count + other.count)
 
-    def compute(self) -> Float[Array, ""]:
+    def compute(self) -> Float[Array, "..."]:
         """The mean; zero when nothing was counted."""
         return self.total / jnp.maximum(self.count, 1e-12)
 

@@ -6,14 +6,18 @@ Both read runs/scenes, which `make scenes` writes.
 import ml_collections
 
 from big_mm.losses import contrastive
+from big_mm.models.coca import CoCa
 from big_mm.models.dual_encoder import DualEncoder
-from big_mm.spec import spec
+from big_mm.spec import CLASS, spec
 from configs import quickstart
 
 
-def coca() -> ml_collections.ConfigDict:
+def coca(model: type[CoCa] = CoCa) -> ml_collections.ConfigDict:
     """The quickstart's run, of 700 steps."""
-    return quickstart.get_config()
+    config = quickstart.get_config()
+    fields = {name: value for name, value in config.objective.model.items() if name != CLASS}
+    config.objective.model = spec(model, **fields)
+    return config
 
 
 def clip(model: type[DualEncoder] = DualEncoder) -> ml_collections.ConfigDict:

@@ -159,6 +159,33 @@ class RandomResizedCrop(grain.transforms.RandomMap):
 
 
 @dataclasses.dataclass(frozen=True)
+class Views(grain.transforms.RandomMap):
+    """Further crops of the picture, beside it: `out` [count, size, size, 3] (arXiv:2006.09882).
+
+    Attributes:
+      crop: how each is made; its `size` need not be the contract's.
+    """
+
+    crop: RandomResizedCrop
+    count: int
+    out: str = "views"
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError(f"Views: count={self.count} must be at least 1")
+        if self.out == self.crop.key:
+            raise UserError(f"Views: out={self.out!r} would replace the picture they are cut from")
+
+    def bind(self, contract: Contract) -> "Views":
+        return dataclasses.replace(self, crop=self.crop.bind(contract))
+
+    def random_map(self, record: Record, rng: np.random.Generator) -> Record:
+        crop = self.crop
+        views = [crop.random_map(record, rng)[crop.key] for _ in range(self.count)]
+        return record | {self.out: np.stack(views)}
+
+
+@dataclasses.dataclass(frozen=True)
 class Flip(grain.transforms.RandomMap):
     """Mirrors left and right. Off by default: captions name sides and quote writing."""
 

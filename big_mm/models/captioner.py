@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from big_mm.models.heads import CaptionHead, caption_outputs
 from big_mm.models.text import TextTransformer
@@ -46,17 +46,21 @@ class Captioner(nn.Module):
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         """`image_tokens`, and with `tokens` and `token_mask` in the batch `caption_logits`."""
-        out = self.encode_image(batch["image"], train=train)
+        out = self.encode_image(batch["image"], batch.get("patch_mask"), train=train)
         if "tokens" in batch:
             text = self.text(batch["tokens"], batch["token_mask"], out["image_tokens"], train=train)
             out |= self._caption_outputs(text["tokens"], train)
         return out
 
     def encode_image(
-        self, image: Num[Array, "batch height width 3"], *, train: bool = False
+        self,
+        image: Num[Array, "batch height width 3"],
+        patch_mask: Bool[Array, "batch patches"] | None = None,
+        *,
+        train: bool = False,
     ) -> Outputs:
         """`image_tokens` and `patch_tokens`."""
-        out = self.image(image, train=train)
+        out = self.image(image, patch_mask, train=train)
         return {"image_tokens": out["tokens"], "patch_tokens": out["patches"]}
 
     def init_cache(self, image_tokens: Float[Array, "batch source width"]) -> None:

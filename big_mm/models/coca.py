@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Num, Shaped
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 from big_mm.models.attention import Mask
 from big_mm.models.heads import CaptionHead, Temperature, caption_outputs, unit
@@ -98,7 +98,7 @@ class CoCa(nn.Module):
         """All outputs that the batch's keys (`image`; `tokens` and `token_mask`) allow."""
         out: Outputs = {"logit_scale": self.temperature()}
         if "image" in batch:
-            out |= self.encode_image(batch["image"], train=train)
+            out |= self.encode_image(batch["image"], batch.get("patch_mask"), train=train)
         if "tokens" in batch:
             text = self._text(batch["tokens"], batch["token_mask"], train)
             out |= self._text_outputs(text)
@@ -109,11 +109,20 @@ class CoCa(nn.Module):
         return out
 
     def encode_image(
-        self, image: Num[Array, "batch height width 3"], *, train: bool = False
+        self,
+        image: Num[Array, "batch height width 3"],
+        patch_mask: Bool[Array, "batch patches"] | None = None,
+        *,
+        train: bool = False,
     ) -> Outputs:
         """`image_embedding`, `image_features`, `image_tokens` and `patch_tokens`."""
-        tower = self.image(image, train=train)
-        x = tower["tokens"]
+        tower = self.image(image, patch_mask, train=train)
+        return self.pool(tower["tokens"]) | {"patch_tokens": tower["patches"]}
+
+    def pool(self, x: Float[Array, "batch tokens width"]) -> Outputs:
+        """`image_embedding`, `image_features` and `image_tokens` of the image tower's tokens, or of
+        some of them: of an image that shows no more.
+        """
         tokens = self.pooler(x)
         if self.pooling == "shared":
             pooled, tokens = tokens[:, 0], tokens[:, 1:]
@@ -124,7 +133,6 @@ class CoCa(nn.Module):
             "image_embedding": unit(embedding),
             "image_features": pooled.astype(jnp.float32),
             "image_tokens": tokens,
-            "patch_tokens": tower["patches"],
         }
 
     def encode_text(

@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Int, Num, Shaped
+from jaxtyping import Array, Bool, Int, Num, Shaped
 
 from big_mm.models.heads import Temperature, unit
 from big_mm.models.layers import Mlp
@@ -60,16 +60,20 @@ class DualEncoder(nn.Module):
         if self.logit_bias is not None:
             out["logit_bias"] = self.bias
         if "image" in batch:
-            out |= self.encode_image(batch["image"], train=train)
+            out |= self.encode_image(batch["image"], batch.get("patch_mask"), train=train)
         if "tokens" in batch:
             out |= self.encode_text(batch["tokens"], batch["token_mask"], train=train)
         return out
 
     def encode_image(
-        self, image: Num[Array, "batch height width 3"], *, train: bool = False
+        self,
+        image: Num[Array, "batch height width 3"],
+        patch_mask: Bool[Array, "batch patches"] | None = None,
+        *,
+        train: bool = False,
     ) -> Outputs:
         """`image_embedding`, `image_features`, `image_tokens` and `patch_tokens`."""
-        out = self.image(image, train=train)
+        out = self.image(image, patch_mask, train=train)
         return {
             "image_embedding": unit(self.image_head(out["pooled"])),
             "image_features": out["pooled"].astype(jnp.float32),

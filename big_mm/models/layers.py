@@ -161,6 +161,7 @@ class Block(nn.Module):
         past: dict[str, Any],
         mask: Mask | None,
         context: Float[Array, "batch memory context_width"] | None,
+        context_mask: Mask | None,
         index: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "batch target width"], dict[str, Any]]:
         """`past` holds keys and values of "self" and "cross", each only when cached."""
@@ -203,7 +204,10 @@ class Block(nn.Module):
             if self.context_norm and context is not None:
                 context = norm(name="context_norm")(context)
             attention = functools.partial(
-                attend(name="cross_attention"), context=context, past=past.get("cross")
+                attend(name="cross_attention"),
+                context=context,
+                mask=context_mask,
+                past=past.get("cross"),
             )
             x, kv = add("cross_attention", x, attention)
             if index is not None and context is not None:
@@ -288,11 +292,15 @@ class Transformer(nn.Module):
         mask: Mask | None = None,
         context: Float[Array, "batch memory context_width"] | None = None,
         *,
+        context_mask: Mask | None = None,
         train: bool = False,
         index: Int[Array, ""] | None = None,
         max_len: int = 0,
     ) -> Float[Array, "batch target width"]:
-        """With `index`, the position of x[:, 0], past keys and values come from the "cache"
+        """The masks are true where a target may see a source: `mask` among x, `context_mask` of the
+        context, such as a text's padding.
+
+        With `index`, the position of x[:, 0], past keys and values come from the "cache"
         collection ([depth, batch, max_len, heads, dim]) and the new ones go there. `context` is
         then needed in the first call only.
         """
@@ -303,7 +311,7 @@ class Transformer(nn.Module):
             past["self"] = self.get_variable("cache", "self", zeros)
             if self.cross_attention and context is None:
                 past["cross"] = self.get_variable("cache", "cross")
-        x, new = self._stack(train)(x, past, mask, context, index)
+        x, new = self._stack(train)(x, past, mask, context, context_mask, index)
         for name, kv in new.items():
             self.put_variable("cache", name, kv)
         return x
@@ -315,7 +323,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.depth,
             unroll=self.unroll,
         )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 
 from big_mm import mesh
 from big_mm.models.layers import Transformer, rematerialised, scaled_normal
@@ -25,6 +25,18 @@ def patchify(
     rows, columns = height // size, width // size
     image = image.reshape(batch, rows, size, columns, size, channels)
     return image.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+
+
+def mask_lowest(
+    scores: Float[Array, "batch patches"], share: float
+) -> Bool[Array, "batch patches"]:
+    """True for this share of each image's patches (rounded, at least one), those that score lowest.
+
+    The same number in every image, of equal patches the first; random scores mask random patches.
+    """
+    count = max(1, round(share * scores.shape[1]))
+    ranks = jnp.argsort(jnp.argsort(scores, axis=1), axis=1)
+    return ranks < count
 
 
 def sincos2d(rows: int, columns: int, width: int) -> Float[np.ndarray, "patches width"]:
@@ -52,6 +64,8 @@ class VisionTransformer(nn.Module):
       blocks: the layers; their width is the tower's, their `dtype` its compute type.
       image_size: side of the square image, in pixels; a multiple of `patch_size` unless `ragged`.
       ragged: rows and columns after the last whole patch are not seen (SigLIP has 384 and 14).
+      any_size: other square images are seen too (local crops, another resolution), by positions
+        resized to their grid; "sincos2d" computes those of their grid.
       position: "learned" or fixed "sincos2d".
       position_grid: side of the grid of learned positions, which is resized to the image's as
         NaFlex does it (arXiv:2502.14786); 0 has them as they are.
@@ -59,12 +73,15 @@ class VisionTransformer(nn.Module):
       pool: "none"; "gap", the mean of the patches; "cls", a learned token in front of them; "map",
         attentional pooling by one query.
       cls_token: the token without the pooling (pool="cls" implies it).
+      cls_tokens: how many there are then, for several embeddings of an image (arXiv:2410.16512);
+        pool="cls" takes the first.
       cls_position: whether the token has a position of its own.
       registers: learned tokens between it and the patches, without positions, which only the layers
         see (arXiv:2309.16588).
       norm_after_pool: pools what the layers give and normalises that, not the other way round.
       pre_norm: a norm before the first block, as CLIP has.
       patch_bias: CLIP's patch embedding has none.
+      mask_token: a learned embedding that stands in for masked patches (arXiv:2106.08254).
       rep_size: width of a linear layer with tanh behind the pooling (arXiv:2010.11929, section
         3.1); 0 for none.
     """
@@ -73,17 +90,20 @@ class VisionTransformer(nn.Module):
     image_size: int = 224
     patch_size: int = 16
     ragged: bool = False
+    any_size: bool = False
     position: str = "learned"
     position_grid: int = 0
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     pool: str = "none"
     cls_token: bool = False
+    cls_tokens: int = 1
     cls_position: bool = True
     registers: int = 0
     norm_after_pool: bool = False
     pre_norm: bool = False
     patch_bias: bool = True
+    mask_token: bool = False
     rep_size: int = 0
 
     def __post_init__(self) -> None:
@@ -93,6 +113,8 @@ class VisionTransformer(nn.Module):
             )
         choose("position", self.position, POSITIONS)
         choose("pool", self.pool, POOLS)
+        if self.cls_tokens < 1:
+            raise UserError(f"cls_tokens={self.cls_tokens} must be at least 1: cls_token=False")
         if self.position_grid and self.position != "learned":
             raise UserError(f"position_grid={self.position_grid} needs position='learned'")
         if self.rep_size and self.pool == "none":
@@ -106,20 +128,25 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Num[Array, "batch height width 3"], *, train: bool = False
+        self,
+        image: Num[Array, "batch height width 3"],
+        patch_mask: Bool[Array, "batch patches"] | None = None,
+        *,
+        train: bool = False,
     ) -> dict[str, Array]:
-        """`tokens` [batch, patches (+ cls in front), width], normed; `patches`, those without cls;
-        `pooled` [batch, output_width] unless pool is "none".
+        """`tokens` [batch, patches (+ cls in front), width], normed; `cls` and `patches`, the two
+        apart; `pooled` [batch, output_width] unless pool is "none".
 
         Args:
           image: values in 0..255 of any number type.
+          patch_mask: true for patches whose content is hidden by the mask token.
+
+        Raises:
+          UserError: images of another size without `any_size`, a mask without `mask_token`.
         """
-        blocks, grid = self.blocks, self.image_size // self.patch_size
-        if image.shape[1:3] != (self.image_size, self.image_size):
-            raise UserError(
-                f"images of {image.shape[1]}x{image.shape[2]} pixels for a model of image_size="
-                f"{self.image_size}"
-            )
+        blocks, grid = self.blocks, self._grid(image)
+        if patch_mask is not None and not self.mask_token:
+            raise UserError("a patch_mask needs a tower with mask_token=True")
         seen = grid * self.patch_size
         image = image[:, :seen, :seen]
         image = (image.astype(jnp.float32) / 255.0 - jnp.array(self.mean)) / jnp.array(self.std)
@@ -131,34 +158,50 @@ class VisionTransformer(nn.Module):
             name="patch",
         )(patchify(image.astype(blocks.dtype), self.patch_size))
         x = mesh.by_rows(x)
-        has_cls = self.cls_token or self.pool == "cls"
-        x = self._with_prefix(x, self._positions(grid, has_cls).astype(x.dtype), has_cls)
+        if self.mask_token:
+            token = self.param("mask_token", nn.initializers.normal(0.02), (blocks.width,))
+            if patch_mask is not None:
+                x = jnp.where(patch_mask[..., None], token.astype(x.dtype), x)
+        cls = self.cls_tokens if self.cls_token or self.pool == "cls" else 0
+        x = self._with_prefix(x, self._positions(grid, cls).astype(x.dtype), cls)
         if self.pre_norm:
             x = self._norm("pre_norm")(x)
         x = blocks(x, train=train)
         if self.registers:
-            x = jnp.concatenate([x[:, : int(has_cls)], x[:, has_cls + self.registers :]], axis=1)
+            x = jnp.concatenate([x[:, :cls], x[:, cls + self.registers :]], axis=1)
         norm = self._norm("norm")
         tokens = norm(x)
-        out = {"tokens": tokens, "patches": tokens[:, int(has_cls) :]}
+        out = {"tokens": tokens, "cls": tokens[:, :cls], "patches": tokens[:, cls:]}
         if self.pool != "none":
             after = self.norm_after_pool
-            pooled = norm(self._pooled(x, has_cls)) if after else self._pooled(tokens, has_cls)
+            pooled = norm(self._pooled(x, cls)) if after else self._pooled(tokens, cls)
             if self.rep_size:
                 dense = nn.Dense(self.rep_size, dtype=blocks.dtype, name="pre_logits")
                 pooled = nn.tanh(dense(pooled))
             out["pooled"] = pooled
         return out
 
-    def _with_prefix(self, x: Array, positions: Array, has_cls: bool) -> Array:
-        """The patches with their positions, behind the cls token and the registers."""
+    def _grid(self, image: Array) -> int:
+        """Patches along a side of the image."""
+        height, width = image.shape[1:3]
+        fits = self.any_size and height == width and (self.ragged or not height % self.patch_size)
+        if (height, width) != (self.image_size, self.image_size) and not fits:
+            raise UserError(
+                f"images of {height}x{width} pixels for a model of image_size={self.image_size}"
+                f", any_size={self.any_size}, patch_size={self.patch_size}"
+            )
+        return height // self.patch_size
+
+    def _with_prefix(self, x: Array, positions: Array, cls_tokens: int) -> Array:
+        """The patches with their positions, behind the cls tokens and the registers."""
         width, init = self.blocks.width, nn.initializers.normal(0.02)
         own = len(positions) - x.shape[1]
         parts = [x + positions[own:]]
         if self.registers:
             parts.insert(0, self.param("registers", init, (self.registers, width)).astype(x.dtype))
-        if has_cls:
-            cls = self.param("cls", init, (width,)).astype(x.dtype)[None]
+        if cls_tokens:
+            shape = (width,) if cls_tokens == 1 else (cls_tokens, width)
+            cls = self.param("cls", init, shape).astype(x.dtype).reshape(cls_tokens, width)
             parts.insert(0, cls + positions[:own] if own else cls)
         shapes = [(x.shape[0], *part.shape[-2:]) for part in parts]
         return jnp.concatenate(list(map(jnp.broadcast_to, parts, shapes)), axis=1)
@@ -166,11 +209,12 @@ class VisionTransformer(nn.Module):
     def _norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(epsilon=self.blocks.norm_eps, dtype=self.blocks.dtype, name=name)
 
-    def _positions(self, grid: int, has_cls: bool) -> Float[Array, "tokens width"]:
+    def _positions(self, grid: int, cls_tokens: int) -> Float[Array, "tokens width"]:
         if self.position == "sincos2d":
-            # The learned token needs no fixed position.
+            # The learned tokens need no fixed position.
             return jnp.asarray(sincos2d(grid, grid, self.blocks.width))
-        own, stored = int(has_cls and self.cls_position), self.position_grid or grid
+        own = cls_tokens * self.cls_position
+        stored = self.position_grid or self.image_size // self.patch_size
         shape = (own + stored * stored, self.blocks.width)
         table = self.param("position_embedding", nn.initializers.normal(0.02), shape)
         if stored == grid:
@@ -178,12 +222,12 @@ class VisionTransformer(nn.Module):
         return jnp.concatenate([table[:own], resize_grid(table[own:], grid * grid)])
 
     def _pooled(
-        self, x: Float[Array, "batch tokens width"], has_cls: bool
+        self, x: Float[Array, "batch tokens width"], cls_tokens: int
     ) -> Float[Array, "batch width"]:
         if self.pool == "cls":
             return x[:, 0]
         if self.pool == "gap":
-            return x[:, int(has_cls) :].mean(axis=1)
+            return x[:, cls_tokens:].mean(axis=1)
         blocks = self.blocks
         return rematerialised(AttentionalPooler, blocks.remat)(
             queries=1,

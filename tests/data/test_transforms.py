@@ -133,6 +133,22 @@ def test_impossible_crops_are_refused(bad):
         transforms.RandomResizedCrop(**bad)
 
 
+def test_views_are_crops_beside_the_picture():
+    crop = transforms.RandomResizedCrop(16, (0.05, 0.4), kernel="bilinear")
+    record = {"image": picture(60, 50), "caption": "a"}
+    found = transforms.Views(crop, count=3, out="local").random_map(record, rng())
+    assert found.keys() == {"image", "caption", "local"} and found["image"] is record["image"]
+    drawn = rng()
+    for view in found["local"]:
+        np.testing.assert_array_equal(view, crop.random_map(record, drawn)["image"])
+    bound = transforms.Views(transforms.RandomResizedCrop(16), count=1).bind(CONTRACT)
+    assert bound.crop == transforms.RandomResizedCrop(16, kernel="bilinear")
+    with pytest.raises(UserError, match="count=0 must be at least 1"):
+        transforms.Views(crop, count=0)
+    with pytest.raises(UserError, match="out='image' would replace the picture"):
+        transforms.Views(crop, count=2, out="image")
+
+
 def test_center_crop_enlarges_what_is_too_small():
     crop = transforms.CenterCrop(10, "area")
     image = picture(31, 20)

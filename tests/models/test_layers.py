@@ -50,6 +50,16 @@ def test_remat_recomputes():
     assert matmuls("full") > matmuls("context") == matmuls("hidden") > matmuls("attention")
 
 
+def test_a_masked_context_is_not_there():
+    stack = tiny.blocks(cross_attention=True)
+    params = jax.jit(stack.init)(jax.random.key(2), X, context=CONTEXT)
+    run = jax.jit(stack.apply)
+    mask = (jnp.arange(7) < 4)[None, None, None]
+    found = run(params, X, context=CONTEXT, context_mask=mask)
+    np.testing.assert_allclose(found, run(params, X, context=CONTEXT[:, :4]), atol=1e-5)
+    assert np.abs(found - run(params, X, context=CONTEXT)).max() > 1e-3
+
+
 def test_parameters_are_stacked_by_layer():
     params = tiny.blocks(depth=3).init(jax.random.key(0), X)["params"]
     assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(params))

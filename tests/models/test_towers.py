@@ -92,6 +92,74 @@ def test_a_cls_token_without_position():
     )
 
 
+def test_two_cls_tokens():
+    made = tiny.vision("cls", cls_tokens=2, registers=1)
+    variables = init(made, IMAGE)
+    assert variables["params"]["position_embedding"].shape == (2 + 4, tiny.WIDTH)
+    out = jax.jit(made.apply)(variables, IMAGE)
+    assert out["tokens"].shape == (3, 6, tiny.WIDTH)
+    np.testing.assert_array_equal(out["cls"], out["tokens"][:, :2])
+    np.testing.assert_array_equal(out["patches"], out["tokens"][:, 2:])
+    np.testing.assert_array_equal(out["pooled"], out["cls"][:, 0])
+    assert np.abs(out["cls"][:, 0] - out["cls"][:, 1]).max() > 1e-3
+    with pytest.raises(UserError, match="cls_tokens=0 must be at least 1"):
+        tiny.vision("cls", cls_tokens=0)
+
+
+def test_masked_patches_are_not_seen():
+    made = tiny.vision(mask_token=True)
+    variables = init(made, IMAGE)
+    run = jax.jit(made.apply)
+    mask = jnp.array([[True, False, False, True]] * 3)
+    hidden = IMAGE.at[:, :8, :8].set(7).at[:, 8:, 8:].set(200)
+    np.testing.assert_array_equal(
+        run(variables, IMAGE, mask)["tokens"], run(variables, hidden, mask)["tokens"]
+    )
+    plain, seen = jax.jit(tiny.vision().apply), jnp.zeros_like(mask)
+    for found in (run(variables, IMAGE), run(variables, IMAGE, seen)):
+        np.testing.assert_array_equal(found["tokens"], plain(variables, IMAGE)["tokens"])
+    token = jax.random.normal(jax.random.key(1), (tiny.WIDTH,))
+    other = {"params": {**variables["params"], "mask_token": token}}
+    changed = np.abs(run(other, IMAGE, mask)["tokens"] - run(variables, IMAGE, mask)["tokens"])
+    assert changed.max() > 1e-3
+    with pytest.raises(UserError, match="a patch_mask needs a tower with mask_token=True"):
+        tiny.vision().apply(variables, IMAGE, mask)
+
+
+def test_the_lowest_are_masked():
+    scores = jnp.array([[0.1, 0.9, 0.5, -0.8], [0.0, 0.0, 0.0, 0.0]])
+    expected = [[True, False, False, True], [True, True, False, False]]
+    np.testing.assert_array_equal(vision.mask_lowest(scores, 0.5), expected)
+    assert vision.mask_lowest(scores, 0.01).sum(axis=1).tolist() == [1, 1]
+    drawn = vision.mask_lowest(jax.random.uniform(jax.random.key(0), (50, 16)), 0.75)
+    assert drawn.sum(axis=1).tolist() == [12] * 50
+    assert drawn.sum(axis=0).min() > 20 and len(np.unique(drawn, axis=0)) > 40
+
+
+@pytest.mark.parametrize("position", vision.POSITIONS)
+def test_images_of_another_size(position):
+    made = tiny.vision("cls", any_size=True, position=position)
+    variables = init(made, IMAGE)
+    run = jax.jit(made.apply)
+    plain = jax.jit(tiny.vision("cls", position=position).apply)
+    np.testing.assert_array_equal(
+        run(variables, IMAGE)["tokens"], plain(variables, IMAGE)["tokens"]
+    )
+    larger = jnp.tile(IMAGE, (1, 2, 2, 1))
+    assert run(variables, larger)["patches"].shape == (3, 16, tiny.WIDTH)
+    if position == "learned":
+        # As a tower of that size would have it with these positions, resized once and for all.
+        table = variables["params"]["position_embedding"]
+        table = jnp.concatenate([table[:1], vision.resize_grid(table[1:], 16)])
+        params = {**variables["params"], "position_embedding": table}
+        other = vision.VisionTransformer(tiny.blocks(), image_size=32, patch_size=8, pool="cls")
+        expected = jax.jit(other.apply)({"params": params}, larger)["tokens"]
+        np.testing.assert_allclose(run(variables, larger)["tokens"], expected, atol=1e-5)
+    for image in (IMAGE[:, :12, :12], IMAGE[:, :8]):
+        with pytest.raises(UserError, match="for a model of image_size=16, any_size=True"):
+            made.apply(variables, image)
+
+
 def test_the_norm_after_the_pooling():
     before, after = tiny.vision("gap"), tiny.vision("gap", norm_after_pool=True)
     variables = tiny.variables(tiny.dual_encoder())["params"]["image"]
