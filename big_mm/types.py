@@ -21,6 +21,8 @@ BATCH = {
     "token_mask": "[B,L] bool: true from bos to eos",
     "text_id": "[B] int32: equal for equal tokens",
     "label": "[B] int32 class, where the source has one",
+    "class_tokens": "[B,C,L] int32: the texts of all classes, the same in every row",
+    "class_token_mask": "[B,C,L] bool",
     "mask": "[B] bool: false for the padding rows of a ragged batch",
     "key": "[B] text naming the record; host only",
     "bad_index": "[B] int64: the damaged record that this row replaces, or -1; host only",
@@ -31,6 +33,7 @@ HOST_ONLY = ("key", "bad_index", "bad_kind")
 OUTPUTS = {
     "image_embedding": "[B,D] float32, unit length",
     "text_embedding": "[B,D] float32, unit length",
+    "class_embedding": "[C,D] float32, unit length: of the batch's class texts",
     "image_features": "[B,W] float32: pooled, before the projection to the shared space",
     "image_tokens": "[B,N,W] what the caption decoder attends to",
     "patch_tokens": "[B,P,W] normed tokens of the image tower's patches alone, row by row",
