@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from big_mm import mesh
-from big_mm.models.attention import IMPLEMENTATIONS, Mask, attention
+from big_mm.models.attention import IMPLEMENTATIONS, ContextMask, Mask, attention
 from big_mm.spec import UserError, choose
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -162,7 +162,7 @@ class Block(nn.Module):
         past: dict[str, Any],
         mask: Mask | None,
         context: Float[Array, "batch memory context_width"] | None,
-        context_mask: Mask | None,
+        context_mask: ContextMask | None,
         index: Int[Array, ""] | None,
         inserted: dict[str, Array],
     ) -> tuple[Float[Array, "batch target width"], dict[str, Any]]:
@@ -332,7 +332,7 @@ class Transformer(nn.Module):
         mask: Mask | None = None,
         context: Float[Array, "batch memory context_width"] | None = None,
         *,
-        context_mask: Mask | None = None,
+        context_mask: ContextMask | None = None,
         inserted: Float[Array, "layers count width"] | None = None,
         insert_at: int = 0,
         train: bool = False,

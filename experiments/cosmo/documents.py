@@ -54,7 +54,7 @@ class Documents:
         """The records before it: none twice, and not itself."""
         rng = np.random.default_rng((self.seed, index))
         drawn = rng.choice(len(self) - 1, self.images - 1, replace=False)
-        return [int(i) + (i >= index) for i in drawn]
+        return [int(i) + int(i >= index) for i in drawn]
 
 
 def document(contract: Contract, texts: Sequence[str]) -> Int32[np.ndarray, " length"]:

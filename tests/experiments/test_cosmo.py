@@ -34,8 +34,8 @@ BATCH = {"images": IMAGES, "tokens": TOKENS, "token_mask": TOKENS > 0}
 
 def model(**options):
     decoder = tiny.blocks(cross_attention=True, cross_gate=True)
-    sizes = {"queries": 3, "pooling": "parallel", "image_id": IMAGE_ID}
-    return Cosmo(image=tiny.vision(), text=tiny.text(), decoder=decoder, **sizes | options)
+    sizes = {"queries": 3, "pooling": "parallel", "image_id": IMAGE_ID, "text": tiny.text()}
+    return Cosmo(image=tiny.vision(), decoder=decoder, **sizes | options)
 
 
 @functools.cache
@@ -172,17 +172,16 @@ def test_documents_are_the_same_every_time_and_hold_no_record_twice():
 
 def test_a_document_is_its_captions_one_after_the_other(contract):
     record, tokenizer = Documents(SOURCE, images=2)[3], contract.tokenizer
-    made = Interleave(pair_len=10).bind(contract)
+    made = Interleave(pair_len=20).bind(contract)
     row = made.random_map(record, np.random.default_rng(0))
     texts = contract.detokenize(row["pair_tokens"])
     assert all(text in texts_of for text, texts_of in zip(texts, record["texts"], strict=True))
     words = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(texts)]
-    whole = [*words[0], *words[1]]
-    whole = [*whole[:23], tokenizer.eos_id]
+    whole = [*[*words[0], *words[1]][:23], tokenizer.eos_id]
     assert row["tokens"][row["token_mask"]].tolist() == whole
     assert not row["tokens"][~row["token_mask"]].any()
     np.testing.assert_array_equal(row["images"][1], np.full((16, 16, 3), 120))
-    short = Interleave(pair_len=10).bind(dataclasses.replace(contract, max_len=6))
+    short = Interleave(pair_len=20).bind(dataclasses.replace(contract, max_len=6))
     cut = short.random_map(record, np.random.default_rng(0))["tokens"]
     assert cut.tolist() == [*whole[:5], tokenizer.eos_id]
     with pytest.raises(BadRecord, match="empty_caption"):

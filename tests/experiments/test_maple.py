@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from big_mm.models.dual_encoder import DualEncoder
 from big_mm.models.prompted import PromptedDualEncoder
 from tests.experiments.test_coop import narrow, prompted, texts, towers
 from tests.models import tiny_models as tiny
@@ -42,8 +43,7 @@ def test_each_layer_has_its_own_prompts_in_place_of_the_last_ones():
 
 def test_image_prompts_stand_behind_the_patches():
     tower = tiny.vision("gap", pre_norm=True)
-    params = tiny.variables(PromptedDualEncoder(**towers() | {"image": tower}, length=2))["params"]
-    params = params["image"]
+    params = tiny.variables(DualEncoder(**towers() | {"image": tower}))["params"]["image"]
     prompts = jax.random.normal(jax.random.key(0), (2, 2, tiny.WIDTH))
     run = jax.jit(lambda prompts: tower.apply({"params": params}, IMAGE, prompts=prompts))
     found = run(prompts)
