@@ -1,15 +1,32 @@
-"""The small runs that experiments vary: CoCa and CLIP on the quickstart's scenes.
+"""The small runs that experiments vary, and the scorer that several share.
 
-Both read runs/scenes, which `make scenes` writes.
+    python -m big_mm.train --config experiments/base.py:judge --workdir runs/judge
+
+All read runs/scenes, which `make scenes` writes.
 """
 
 import ml_collections
 
+from big_mm.data import scenes
+from big_mm.data.examples import Schema
+from big_mm.data.records import TFRecordSource
+from big_mm.data.transforms import ChooseCaption
 from big_mm.losses import contrastive
+from big_mm.models import variants
+from big_mm.models.captioner import Captioner
 from big_mm.models.coca import CoCa
 from big_mm.models.dual_encoder import DualEncoder
-from big_mm.spec import CLASS, spec
+from big_mm.spec import CLASS, choose, spec
+from big_mm.training.init_from import InitFrom
 from configs import quickstart
+
+VARIANTS = ("coca", "clip", "judge")
+JUDGE = "runs/judge"
+
+
+def get_config(arg: str = "coca") -> ml_collections.ConfigDict:
+    choose("arm", arg, VARIANTS)
+    return {"coca": coca, "clip": clip, "judge": judge}[arg]()
 
 
 def coca(model: type[CoCa] = CoCa) -> ml_collections.ConfigDict:
@@ -34,3 +51,41 @@ def clip(model: type[DualEncoder] = DualEncoder) -> ml_collections.ConfigDict:
     config.evaluators = {k: v for k, v in config.evaluators.items() if k.startswith(kept)}
     config.steps = 500
     return config
+
+
+def judge() -> ml_collections.ConfigDict:
+    """A CLIP that has also met captions which say little: it scores other models' captions."""
+    config = clip()
+    config.data.sources = (described(("number", "shapes", "colours"), captions="caption_short"),)
+    decode, _, tokenize = config.data.transforms
+    weights = (0.1, 0.1, 0.1, 1.0, 1.0, 1.0)
+    config.data.transforms = (decode, spec(ChooseCaption, weights=weights), tokenize)
+    return config
+
+
+def captioner(model: type[Captioner] = Captioner) -> ml_collections.ConfigDict:
+    """A captioner of the same size on the judge's image tower, which stays; no evaluators."""
+    config = coca()
+    size = {"image_size": quickstart.IMAGE_SIZE, "max_len": quickstart.MAX_LEN}
+    size |= {"vocab_size": quickstart.VOCABULARY, "depth": 2, "blocks": {"unroll": 4}}
+    text = variants.captioner("tiny/12", **size).text
+    config.objective.model = spec(model, image=config.objective.model.image, text=text)
+    config.objective.losses = {"captioning": config.objective.losses.captioning}
+    config.objective.weights = {}
+    config.init_from = spec(InitFrom, path=JUDGE, rules=(("image/.*", r"\g<0>"), (".*", None)))
+    config.optimizer.frozen = (("image/.*", True),)
+    config.evaluators = {}
+    return config
+
+
+def described(
+    details: tuple[str, ...], split: str = "train", **schema: object
+) -> ml_collections.ConfigDict:
+    """The scenes of a split with plain captions of these details before those of the schema."""
+    schema = {"captions": None, "extra": ("scene",), **schema}
+    source = spec(
+        TFRecordSource,
+        shards=f"{quickstart.DATA}/{split}-*.tfrecord",
+        schema=spec(Schema, **schema),
+    )
+    return spec(scenes.Described, source=source, details=details)

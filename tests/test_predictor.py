@@ -211,6 +211,12 @@ def test_one_picture_is_not_a_list_of_them(predictor):
         predictor.encode_image(array)
 
 
+def test_a_relative_path_loads(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    whole, relative = (trees.digest(big_mm.load(path).params) for path in (run, run.name))
+    assert whole == relative
+
+
 def uncached(predictor, images, starts, guidance=1.0, min_len=0):
     """Greedy decoding that feeds the whole rows at every step, in an empty cache."""
     variables = {"params": predictor.params}

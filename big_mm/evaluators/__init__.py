@@ -1,5 +1,6 @@
 """Evaluators: from a predictor to metrics and things to look at."""
 
+from big_mm.evaluators.altered import Altered
 from big_mm.evaluators.arena import Arena
 from big_mm.evaluators.base import Evaluator, Result
 from big_mm.evaluators.base_to_novel import BaseToNovel
@@ -24,6 +25,7 @@ from big_mm.evaluators.zero_shot import ZeroShot
 
 __all__ = [
     "VQA",
+    "Altered",
     "Arena",
     "AttentionalProbe",
     "AttributeShares",

@@ -335,7 +335,7 @@ def read_params(
     folder: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct], which: str
 ) -> dict[str, jax.Array]:
     """The parameters {path: shape with sharding} of one step folder; see `load_params`."""
-    folder = epath.Path(folder).resolve()  # Orbax takes no relative path
+    folder = epath.Path(folder).resolve()  # Orbax refuses relative paths
     manifest = _manifest_or_error(folder)
     averaged = _shapes(manifest, "ema") if which == "ema" else {}
     try:
@@ -353,7 +353,8 @@ def _read_item(
 ) -> dict[str, jax.Array]:
     try:
         with ocp.StandardCheckpointer() as reader:
-            nested = reader.restore(folder / name, trees.unflatten(wanted))
+            # Orbax takes no relative path.
+            nested = reader.restore((folder / name).resolve(), trees.unflatten(wanted))
     except Exception as error:  # Orbax and TensorStore have many ways to say "unreadable".
         raise _Damaged(f"{name}/ cannot be read: {_first_line(error)}") from error
     flat = trees.flatten(nested)

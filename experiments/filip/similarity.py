@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num, Shaped
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.models.heads import unit
@@ -19,9 +19,13 @@ class TokenDualEncoder(DualEncoder):
     """
 
     def encode_image(
-        self, image: Num[Array, "batch height width 3"], *, train: bool = False
+        self,
+        image: Num[Array, "batch height width 3"],
+        patch_mask: Bool[Array, "batch patches"] | None = None,
+        *,
+        train: bool = False,
     ) -> Outputs:
-        out = super().encode_image(image, train=train)
+        out = super().encode_image(image, patch_mask, train=train)
         return out | {"image_token_embeddings": unit(self.image_head(out["patch_tokens"]))}
 
     def encode_text(

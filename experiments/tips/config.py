@@ -15,6 +15,7 @@ from big_mm.evaluators import SegmentationProbe, masks
 from big_mm.losses import contrastive
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.objectives.base import Weighted
+from big_mm.probing.heads import Recipe
 from big_mm.similarity import Cosine
 from big_mm.spec import choose, spec
 from configs import quickstart
@@ -36,7 +37,11 @@ def get_config(arg: str = "tips") -> ml_collections.ConfigDict:
     config.data.sources = (spec(Mismatched, source=source, share=0.3),)
     alt_text = (spec(Resize), spec(ChooseCaption), spec(Tokenize))
     config.data.transforms = (spec(Decode), *alt_text)
-    config.evaluators = {"retrieval": config.evaluators.retrieval, "segmentation": segmentation()}
+    config.evaluators = {
+        "retrieval": config.evaluators.retrieval,
+        "shapes": segmentation("shape"),
+        "colours": segmentation("colour"),
+    }
     model = config.objective.model
     for tower in (model.image, model.text):
         tower.blocks.unroll = 1  # compiles sooner, for a run as short as this
@@ -78,11 +83,17 @@ def get_config(arg: str = "tips") -> ml_collections.ConfigDict:
     return config
 
 
-def segmentation() -> ml_collections.ConfigDict:
+def segmentation(by: str) -> ml_collections.ConfigDict:
     """A linear probe of the patches, on scenes with masks."""
     train, test = (
         quickstart.source(quickstart.DATA, split, extra=("mask", "scene"))
         for split in ("train", "test_seen")
     )
-    shapes = spec(masks.SceneMasks, by="shape")
-    return spec(SegmentationProbe, train=train, test=test, masks=shapes, train_limit=1000)
+    return spec(
+        SegmentationProbe,
+        train=train,
+        test=test,
+        masks=spec(masks.SceneMasks, by=by),
+        train_limit=1000,
+        recipe=spec(Recipe, batch_size=32, learning_rate=1e-2, epochs=20),
+    )

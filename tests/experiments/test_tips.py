@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from big_mm.losses import contrastive
 from big_mm.models.dual_encoder import DualEncoder
@@ -106,6 +107,53 @@ def test_targets_losses_and_centres_are_those_of_a_loop():
     np.testing.assert_allclose(
         new["teacher"]["image"]["cls"], 0.5 * 2.1 * params()["image"]["cls"], rtol=1e-5
     )
+
+
+class Fixed(nn.Module):
+    """In place of a model: cosines of three images by what is asked of them."""
+
+    prototypes: int = 5
+
+    @nn.nowrap
+    def apply(self, variables, rows, *, train, rngs=None):
+        del variables, rngs
+        taught = {"prototypes": wave(1.0, 3, 5), "patch_prototypes": wave(1.3, 3, 4, 5)}
+        if "patch_mask" in rows:
+            return {"patch_prototypes": wave(0.7, 3, 4, 5)}
+        if len(rows["image"]) == 6:
+            return {"prototypes": wave(1.7, 6, 5)}
+        return {"patch_tokens": jnp.zeros((3, 4, 1))} if train else taught
+
+
+def wave(factor, *shape):
+    return jnp.cos(factor * jnp.arange(np.prod(shape))).reshape(shape)
+
+
+def test_the_numbers_of_dinov2s_program():
+    """Its DINOLoss, iBOTPatchLoss (b8931f7), centred: two batches, the first one to centre by."""
+    mine = dataclasses.replace(objective(), model=Fixed(), centre_momentum=0.9)
+    taught = Fixed().apply({}, {"image": np.zeros(3)}, train=False)
+    first = {f"teacher_{name}": 0.5 * value[::-1] for name, value in taught.items()}
+    extra = {
+        "centres": {name: jnp.zeros(5) for name in taught},
+        "teacher": {},
+        "step": jnp.int32(0),
+    }
+    extra = mine.update_extra(extra, {}, Aux({}, carry=mine.carry(first, {})))
+    batch = {"image": jnp.zeros((3, 8, 8, 3)), "local_crops": jnp.zeros((3, 2, 4, 4, 3))}
+    outputs = mine.forward({}, extra, batch, RNG)
+    mask = jnp.array([[1, 0, 0, 1], [0, 1, 1, 0], [1, 1, 0, 0]], bool)
+    distilled = {name: mine.losses[name] for name in ("local", "masked")}
+    terms, _ = mine.terms(outputs | {"patch_mask": mask}, batch, distilled)
+    np.testing.assert_allclose(float(terms["local"].compute()), 8.7777348, rtol=1e-5)
+    np.testing.assert_allclose(float(terms["masked"].compute()), 5.6088729, rtol=1e-5)
+    extra = mine.update_extra(extra, {}, Aux({}, carry=mine.carry(outputs, batch)))
+    expected = {
+        "prototypes": [0.02148855, 0.07273675, 0.05711112, -0.01102221, -0.06902177],
+        "patch_prototypes": [0.03975654, -0.08574635, -0.08563063, 0.03993416, 0.10699530],
+    }
+    for name, centre in expected.items():
+        np.testing.assert_allclose(extra["centres"][name], centre, atol=1e-6)
 
 
 def test_centring_takes_a_prototype_its_lead():

@@ -277,9 +277,10 @@ def test_a_failed_save_is_an_error_before_the_next_and_the_last_good_one_stays(
     assert same(restored(tmp_path), items(1))
 
 
-def test_params_and_averages_by_any_of_the_three_folders(tmp_path):
+def test_params_and_averages_by_any_of_the_three_folders(tmp_path, monkeypatch):
     folder = saved(tmp_path)
-    for place in (tmp_path, folder, folder / "2"):
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path, folder, folder / "2", folder.relative_to(tmp_path)):
         params = trees.flatten(checkpoint.load_params(place, "params"))
         assert same({"params": params}, {"params": items(2)["params"]})
         averaged = trees.flatten(checkpoint.load_params(place))

@@ -4,11 +4,12 @@
 
 world.py says what a scene is, sampling.py draws one, rendering.py paints it, language.py describes
 it, parsing.py judges descriptions, edits.py changes it, splits.py holds combinations out, writer.py
-writes records.
+writes records, described.py adds captions of chosen detail to those that are read.
 """
 
+from big_mm.data.scenes.described import Described
 from big_mm.data.scenes.edits import Edit, edit, swap_colours
-from big_mm.data.scenes.language import CLASS_NAMES, PROMPTS, Grammar
+from big_mm.data.scenes.language import CLASS_NAMES, DETAILS, PROMPTS, Grammar, describe
 from big_mm.data.scenes.parsing import Claims, check_caption, parse_caption
 from big_mm.data.scenes.rendering import Rendering, render
 from big_mm.data.scenes.sampling import WORLDS, World
@@ -20,6 +21,7 @@ from big_mm.data.scenes.writer import features, write
 __all__ = [
     "CLASS_NAMES",
     "COLOURS",
+    "DETAILS",
     "PROMPTS",
     "SEEN_KINDS",
     "SHAPES",
@@ -27,6 +29,7 @@ __all__ = [
     "UNSEEN_KINDS",
     "WORLDS",
     "Claims",
+    "Described",
     "Edit",
     "Grammar",
     "Object",
@@ -38,6 +41,7 @@ __all__ = [
     "check_caption",
     "class_index",
     "class_kind",
+    "describe",
     "edit",
     "features",
     "parse_caption",

@@ -6,6 +6,7 @@ marked held out are never used for training: they test phrasings that a model ha
 """
 
 import bisect
+import collections
 import dataclasses
 import functools
 import itertools
@@ -22,6 +23,7 @@ from big_mm.data.scenes.world import (
     common_region,
     group_relation,
 )
+from big_mm.spec import choose
 
 MAX_SHORT_WORDS = 12
 MAX_LONG_WORDS = 32
@@ -145,6 +147,31 @@ class Grammar:
 
 
 DEFAULT_GRAMMAR = Grammar()
+
+# How much `describe` says, from the least.
+DETAILS = ("number", "groups", "shapes", "colours", "kinds")
+
+
+def describe(scene: Scene, detail: str) -> str:
+    """One plain caption, always in the same words, the largest group first.
+
+    Args:
+      detail: "number": three shapes; "groups": two shapes and a shape; "shapes": two circles and a
+        star; "colours": two red shapes and a blue shape; "kinds": two red circles and a blue star.
+
+    Raises:
+      UserError: another detail.
+    """
+    choose("detail", detail, DETAILS)
+    if detail == "number":
+        return f"{COUNT_WORDS[len(scene.objects) - 1]} shape{'s' * (len(scene.objects) > 1)}"
+    counts: collections.Counter[tuple[str, ...]] = collections.Counter()
+    for kind, members in scene.groups().items():
+        words = [kind[0]] if detail in ("colours", "kinds") else []
+        words += [kind[1]] if detail in ("shapes", "kinds") else ["shape"]
+        # What the words do not tell apart is one group, unless groups are all that is told.
+        counts[(" ".join(words), *(kind if detail == "groups" else ()))] += len(members)
+    return _join([_counted(n, plural(what) if n > 1 else what) for (what, *_), n in counts.items()])
 
 
 class _Speaker:
