@@ -44,7 +44,7 @@ def names(classes: tuple[int, ...]) -> tuple[str, ...]:
 
 def images(count: int, seed: int) -> ml_collections.ConfigDict:
     """Single objects in the style that the CLIP has not seen."""
-    world = spec(World, texture_weights=(0.0, 0.5, 0.5), tones=("grey", "dark"))
+    world = spec(World, texture_weights=(0.0, 0.5, 0.5), tones=("light", "grey"))
     size = quickstart.IMAGE_SIZE
     return spec(
         SceneSource, split="zero_shot_seen", count=count, image_size=size, seed=seed, world=world

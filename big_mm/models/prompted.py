@@ -111,5 +111,5 @@ class PromptedDualEncoder(DualEncoder):
         return self._text_outputs(self.text(tokens, token_mask, prompts=prompts, train=train))
 
     def _text_prompts(self) -> Float[Array, "depth length width"]:
-        words = self.text.embedding[jnp.array(self.words)] if self.words else None
+        words = jnp.take(self.text.embedding, jnp.array(self.words), axis=0) if self.words else None
         return self.prompts.text(words)

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 from big_mm import spec, trees
+from big_mm.data import transforms
+from big_mm.data.contract import Contract
+from big_mm.data.tokenizers import SentencePiece
 from big_mm.losses.classification import ClassTexts
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.models.prompted import PromptedDualEncoder
 from big_mm.spec import UserError
 from big_mm.training import loop
 from big_mm.training.run import prepare
+from configs import quickstart
 from experiments.coop.config import get_config
 from tests.models import tiny_models as tiny
 
@@ -116,3 +120,18 @@ def test_prompts_that_make_no_sense():
     made = dataclasses.replace(made, depth=1)
     with pytest.raises(UserError, match="11 tokens a caption for a text tower of max_len=8"):
         encode(made, texts([5]))
+
+
+def test_every_record_has_the_texts_of_all_classes(in_world):
+    tokenizer = SentencePiece(f"{quickstart.DATA}/tokenizer.model")
+    contract = Contract(tokenizer=tokenizer, image_size=tiny.SIZE, max_len=12)
+    names = ("a red circle", "a blue star")
+    made = transforms.ClassTexts(names, template="see {}").bind(contract)
+    found = made.map({"key": "a", "label": 1})
+    expected = contract.text(["see a red circle", "see a blue star"])
+    np.testing.assert_array_equal(found["class_tokens"], expected[0])
+    np.testing.assert_array_equal(found["class_token_mask"], expected[1])
+    with pytest.raises(UserError, match="record 'b' has label 2, and there are 2 classnames"):
+        made.map({"key": "b", "label": 2})
+    with pytest.raises(UserError, match="must hold {} exactly once"):
+        transforms.ClassTexts(names, template="see")
