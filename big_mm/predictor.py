@@ -226,10 +226,13 @@ class Predictor:
         images: Pictures,
         how: contract_lib.Decoding,
         *,
-        prefix: str | Sequence[str] = "",
+        prefix: str | Sequence[str] | Int32[np.ndarray, "n prefix"] = "",
         seed: int = 0,
     ) -> tuple[Int32[np.ndarray, "n length"], Float32[np.ndarray, " n"]]:
-        """`caption` as tokens (bos, words, eos, pad ...) and their log-probabilities."""
+        """`caption` as tokens (bos, words, eos, pad ...) and their log-probabilities.
+
+        A prefix may also be tokens: bos and what follows, then the tokenizer's `free_id`.
+        """
         settings = dataclasses.asdict(how)
         length = self._length(settings.pop("max_len"), how.min_len)
         options = decoding.options(**settings)
@@ -440,7 +443,7 @@ class Predictor:
         """The prepared pictures at positions `at`; those of other processes' devices stay black."""
         size = self.contract.image_size
         if isinstance(images, np.ndarray) and images.dtype == np.uint8:
-            if images.shape[1:] == (size, size, 3):
+            if images.shape[-3:] == (size, size, 3):
                 return images[at]
         out = np.zeros((len(at), size, size, 3), np.uint8)
         sharding = mesh_lib.batch_sharding(self.mesh)
@@ -466,15 +469,18 @@ class Predictor:
         return length
 
     def _prefixes(
-        self, prefix: str | Sequence[str], count: int, length: int
+        self, prefix: str | Sequence[str] | np.ndarray, count: int, length: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Token rows [count, length] that captions begin with, and how many tokens each gives."""
         texts = [prefix] if isinstance(prefix, str) else list(prefix)
         if not isinstance(prefix, str) and len(texts) != count:
             raise UserError(f"{len(texts)} prefixes for {count} images")
-        tokens, _ = self.contract.text(texts)
-        tokenizer = self.contract.tokenizer
-        given = token_rows.ends(tokens, tokenizer)
+        tokenizer = self.contract.require_tokenizer()
+        if isinstance(prefix, np.ndarray):
+            tokens, given = prefix, (prefix != tokenizer.free_id).sum(axis=1)
+        else:
+            tokens, _ = self.contract.text(texts)
+            given = token_rows.ends(tokens, tokenizer)
         if (given >= min(length, self.contract.max_len - 1)).any():
             text = texts[int(given.argmax())]
             raise UserError(f"the prefix {text!r} leaves no room in max_len={length} tokens")

@@ -72,7 +72,7 @@ def encode_text(
 def generate(
     model: nn.Module,
     params: Any,
-    image: UInt8[Array, "batch size size 3"],
+    image: UInt8[Array, "batch *pictures size size 3"],
     prefix: Int[Array, "batch length"],
     rows: Int[Array, " batch"],
     seed: Any,

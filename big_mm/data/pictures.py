@@ -13,7 +13,8 @@ from big_mm.data.contract import Contract
 from big_mm.data.damage import BadRecord
 from big_mm.spec import UserError
 
-# A file's path or bytes, a Pillow image, or a uint8 array [H,W,3].
+# A file's path or bytes, a Pillow image, or a uint8 array [H,W,3]; for models that see several
+# pictures at once, uint8 arrays [n,pictures,size,size,3] as the contract prepares them.
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 Pictures = Sequence[Picture] | np.ndarray
 
@@ -21,7 +22,7 @@ Pictures = Sequence[Picture] | np.ndarray
 def count(images: Any) -> int:
     """The number of pictures, if it is a list of them and not one alone."""
     single = isinstance(images, (str, os.PathLike, bytes, Image.Image))
-    if single or (isinstance(images, np.ndarray) and images.ndim != 4):
+    if single or (isinstance(images, np.ndarray) and images.ndim not in (4, 5)):
         raise UserError("images must be a list of pictures or an array [n,H,W,3]: write [picture]")
     return len(images)
 

@@ -8,6 +8,7 @@ does what `map` does for many rows at once and reads the feature `key` only, tha
 """
 
 import dataclasses
+import functools
 import math
 import zlib
 from typing import Any
@@ -259,6 +260,45 @@ class Tokenize(grain.transforms.Map):
             f"token_mask{self.suffix}": token_mask,
             f"text_id{self.suffix}": np.asarray(text_id, np.int32),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTexts(grain.transforms.Map):
+    """`class_tokens` and `class_token_mask` [classes, length]: each class's name in a template, the
+    same for every record, for losses that choose among all classes.
+
+    Attributes:
+      classnames: in the order of the class numbers.
+      template: with one {}.
+    """
+
+    classnames: tuple[str, ...]
+    template: str = "{}"
+    contract: Contract | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.classnames) < 2 or self.template.count("{}") != 1:
+            raise UserError(
+                f"ClassTexts: {len(self.classnames)} classnames must be at least 2, and "
+                f"template={self.template!r} must hold {{}} exactly once"
+            )
+
+    def bind(self, contract: Contract) -> "ClassTexts":
+        return dataclasses.replace(self, contract=self.contract or contract)
+
+    def map(self, record: Record) -> Record:
+        label = record.get("label", -1)
+        if not 0 <= label < len(self.classnames):
+            raise UserError(
+                f"ClassTexts: record {record.get('key')!r} has label {label}, and there are "
+                f"{len(self.classnames)} classnames"
+            )
+        tokens, token_mask = self._texts
+        return record | {"class_tokens": tokens, "class_token_mask": token_mask}
+
+    @functools.cached_property
+    def _texts(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.contract.text([self.template.replace("{}", name) for name in self.classnames])
 
 
 Transform = grain.transforms.Map | grain.transforms.RandomMap

@@ -3,6 +3,7 @@
 from big_mm.evaluators.altered import Altered
 from big_mm.evaluators.arena import Arena
 from big_mm.evaluators.base import Evaluator, Result
+from big_mm.evaluators.base_to_novel import BaseToNovel
 from big_mm.evaluators.caption_sets import CaptionSets
 from big_mm.evaluators.captioning import Captioning, SceneAccuracy
 from big_mm.evaluators.choice import Choice
@@ -28,6 +29,7 @@ __all__ = [
     "Arena",
     "AttentionalProbe",
     "AttributeShares",
+    "BaseToNovel",
     "CaptionSets",
     "Captioning",
     "Choice",

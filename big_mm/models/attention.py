@@ -24,6 +24,7 @@ from big_mm.spec import UserError, choose
 
 IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 Mask = Bool[Array, "#batch #heads #target #source"]
+ContextMask = Bool[Array, "#batch #heads #target #memory"]
 # The kernel's tiles are multiples of this; larger ones are faster until they fill the memory.
 TILE, LARGEST_TILE = 128, 512
 

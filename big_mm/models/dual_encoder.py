@@ -55,7 +55,9 @@ class DualEncoder(nn.Module):
             self.bias = self.param("logit_bias", nn.initializers.constant(self.logit_bias), ())
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
-        """All outputs that the batch's keys (`image`; `tokens` and `token_mask`) allow."""
+        """All outputs that the batch's keys (`image`; `tokens` and `token_mask`; `class_tokens` and
+        `class_token_mask`) allow.
+        """
         out: Outputs = {"logit_scale": self.temperature()}
         if self.logit_bias is not None:
             out["logit_bias"] = self.bias
@@ -63,6 +65,9 @@ class DualEncoder(nn.Module):
             out |= self.encode_image(batch["image"], batch.get("patch_mask"), train=train)
         if "tokens" in batch:
             out |= self.encode_text(batch["tokens"], batch["token_mask"], train=train)
+        if "class_tokens" in batch:
+            texts = batch["class_tokens"][0], batch["class_token_mask"][0]
+            out["class_embedding"] = self.encode_text(*texts, train=train)["text_embedding"]
         return out
 
     def encode_image(
@@ -73,7 +78,9 @@ class DualEncoder(nn.Module):
         train: bool = False,
     ) -> Outputs:
         """`image_embedding`, `image_features`, `image_tokens` and `patch_tokens`."""
-        out = self.image(image, patch_mask, train=train)
+        return self._image_outputs(self.image(image, patch_mask, train=train))
+
+    def _image_outputs(self, out: dict[str, Array]) -> Outputs:
         return {
             "image_embedding": unit(self.image_head(out["pooled"])),
             "image_features": out["pooled"].astype(jnp.float32),
@@ -89,7 +96,9 @@ class DualEncoder(nn.Module):
         train: bool = False,
     ) -> Outputs:
         """`text_embedding` and `text_tokens`."""
-        out = self.text(tokens, token_mask, train=train)
+        return self._text_outputs(self.text(tokens, token_mask, train=train))
+
+    def _text_outputs(self, out: dict[str, Array]) -> Outputs:
         return {
             "text_embedding": unit(self.text_head(out["pooled"])),
             "text_tokens": out["tokens"],

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from big_mm import mesh
-from big_mm.models.attention import IMPLEMENTATIONS, Mask, attention
+from big_mm.models.attention import IMPLEMENTATIONS, ContextMask, Mask, attention
 from big_mm.spec import UserError, choose
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -138,6 +138,7 @@ class Block(nn.Module):
     heads: int
     mlp_dim: int
     cross_attention: bool
+    cross_gate: bool
     self_mlp: bool
     context_norm: bool
     activation: str
@@ -161,10 +162,13 @@ class Block(nn.Module):
         past: dict[str, Any],
         mask: Mask | None,
         context: Float[Array, "batch memory context_width"] | None,
-        context_mask: Mask | None,
+        context_mask: ContextMask | None,
         index: Int[Array, ""] | None,
+        inserted: dict[str, Array],
     ) -> tuple[Float[Array, "batch target width"], dict[str, Any]]:
-        """`past` holds keys and values of "self" and "cross", each only when cached."""
+        """`past` holds keys and values of "self" and "cross", each only when cached; `inserted`,
+        from `insertions`, what takes the place of some of x.
+        """
         common = {
             "use_bias": self.use_bias,
             "out_scale": self.out_scale,
@@ -191,6 +195,8 @@ class Block(nn.Module):
             x = x + drop(self._scaled(y, name))
             return (x if pre else own(x)), kv
 
+        if inserted:
+            x = jnp.where(inserted["slots"][:, None], inserted["tokens"].astype(x.dtype), x)
         new = {}
         attention = functools.partial(
             attend(name="attention"), mask=mask, past=past.get("self"), index=index
@@ -209,7 +215,17 @@ class Block(nn.Module):
                 mask=context_mask,
                 past=past.get("cross"),
             )
-            x, kv = add("cross_attention", x, attention)
+
+            def cross(x: Array) -> tuple[Array, Any]:
+                y, kv = attention(x)
+                if context_mask is not None:
+                    # Where nothing is seen, attention gives the mean of what must not be seen.
+                    y = jnp.where(context_mask.any(axis=(1, 3))[..., None], y, 0)
+                if self.cross_gate:
+                    y *= jnp.tanh(self.param("gate", nn.initializers.zeros, ())).astype(y.dtype)
+                return y, kv
+
+            x, kv = add("cross_attention", x, cross)
             if index is not None and context is not None:
                 new["cross"] = kv
         x, _ = add("mlp", x, lambda x: (mlp(name="mlp")(x), None))
@@ -221,6 +237,27 @@ class Block(nn.Module):
         init = nn.initializers.constant(self.layer_scale)
         scale = self.param(f"{name}_layer_scale", init, (self.width,))
         return branch * scale.astype(branch.dtype)
+
+
+def insertions(
+    tokens: Float[Array, "layers count width"], start: int, length: int, depth: int
+) -> dict[str, Array]:
+    """For each of `depth` layers, which of its `length` inputs are replaced, and by what: those
+    from `start` on of the layers behind the first by `tokens`, as far as these go.
+
+    Raises:
+      UserError: tokens for more layers than there are behind the first.
+    """
+    layers, count, width = tokens.shape
+    if layers >= depth:
+        raise UserError(
+            f"tokens to insert behind each of {layers} layers, but a stack of depth={depth} has "
+            f"{depth - 1} that are not its last"
+        )
+    place = (slice(1, layers + 1), slice(start, start + count))
+    slots = jnp.zeros((depth, length), bool).at[place].set(True)
+    values = jnp.zeros((depth, length, width), tokens.dtype).at[place].set(tokens)
+    return {"slots": slots, "tokens": values}
 
 
 def rematerialised(module: Any, policy: str, prevent_cse: bool = True) -> Any:
@@ -236,6 +273,8 @@ class Transformer(nn.Module):
     Attributes:
       width, depth, heads, mlp_dim: sizes; `heads` divides `width`.
       cross_attention: every block also attends to `context`, after its self-attention.
+      cross_gate: the cross-attention's branch is multiplied by the tanh of a learned number, which
+        begins as zero: the stack begins as one without cross-attention (arXiv:2204.14198).
       self_mlp: a second MLP, between self- and cross-attention, and
       context_norm: a norm of the context in every block, both for open_clip's CoCa decoder.
       activation: "gelu" (tanh form), "gelu_exact", "quick_gelu".
@@ -260,6 +299,7 @@ class Transformer(nn.Module):
     heads: int
     mlp_dim: int
     cross_attention: bool = False
+    cross_gate: bool = False
     self_mlp: bool = False
     context_norm: bool = False
     activation: str = "gelu"
@@ -292,13 +332,19 @@ class Transformer(nn.Module):
         mask: Mask | None = None,
         context: Float[Array, "batch memory context_width"] | None = None,
         *,
-        context_mask: Mask | None = None,
+        context_mask: ContextMask | None = None,
+        inserted: Float[Array, "layers count width"] | None = None,
+        insert_at: int = 0,
         train: bool = False,
         index: Int[Array, ""] | None = None,
         max_len: int = 0,
     ) -> Float[Array, "batch target width"]:
         """The masks are true where a target may see a source: `mask` among x, `context_mask` of the
-        context, such as a text's padding.
+        context, such as a text's padding. A target that sees none of the context gets nothing from
+        it.
+
+        The tokens from `insert_at` on of layer i + 1's input are replaced by inserted[i], such as
+        the deep prompts of arXiv:2203.12119; x is the input of layer 0.
 
         With `index`, the position of x[:, 0], past keys and values come from the "cache"
         collection ([depth, batch, max_len, heads, dim]) and the new ones go there. `context` is
@@ -311,7 +357,10 @@ class Transformer(nn.Module):
             past["self"] = self.get_variable("cache", "self", zeros)
             if self.cross_attention and context is None:
                 past["cross"] = self.get_variable("cache", "cross")
-        x, new = self._stack(train)(x, past, mask, context, context_mask, index)
+        replaced: dict[str, Array] = {}
+        if inserted is not None and len(inserted):
+            replaced = insertions(inserted, insert_at, x.shape[1], self.depth)
+        x, new = self._stack(train)(x, past, mask, context, context_mask, index, replaced)
         for name, kv in new.items():
             self.put_variable("cache", name, kv)
         return x
@@ -323,7 +372,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=self.depth,
             unroll=self.unroll,
         )
@@ -332,6 +381,7 @@ class Transformer(nn.Module):
             heads=self.heads,
             mlp_dim=self.mlp_dim,
             cross_attention=self.cross_attention,
+            cross_gate=self.cross_gate,
             self_mlp=self.self_mlp,
             context_norm=self.context_norm,
             activation=self.activation,

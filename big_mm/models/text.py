@@ -112,24 +112,37 @@ class TextTransformer(nn.Module):
         context: Float[Array, "batch source context_width"] | None = None,
         *,
         mask: Mask | None = None,
+        prompts: Float[Array, "layers count width"] | None = None,
         train: bool = False,
     ) -> dict[str, Array]:
         """`tokens` [batch, length, width], normed; `residual`, the same before the norm; `pooled`
         [batch, output_width] unless pool is "none". `mask` is used in place of the tower's own.
 
+        With `prompts`, prompts[0] are `count` further embeddings between the first token (bos) and
+        the words, and prompts[i] stand in their place in the input of layer i. They take up
+        positions, and are left out of `tokens` and `residual`.
+
         Raises:
-          UserError: the batch is longer than `max_len`.
+          UserError: the batch, prompts included, is longer than `max_len`.
         """
+        count = 0 if prompts is None else prompts.shape[1]
+        tokens, token_mask = _with_slots(tokens, count), _with_slots(token_mask, count)
         length = self._length(tokens)
-        x = self._embed(tokens, self.positions[self.position_offset :][:length])
+        positions = self.positions[self.position_offset :][:length]
+        x = self._embed(tokens, positions, None if prompts is None else prompts[0])
         if self.pool == "cls":
             cls = (self.cls + self.positions[-1]).astype(x.dtype)
             cls = jnp.broadcast_to(cls, (x.shape[0], 1, x.shape[2]))
             x = jnp.concatenate([x, cls], axis=1)
         mask = self._mask(token_mask) if mask is None else mask
-        x = self.blocks(self._normed(x, "post"), mask, context, train=train)
+        deep = None if prompts is None else prompts[1:]
+        x = self.blocks(
+            self._normed(x, "post"), mask, context, inserted=deep, insert_at=1, train=train
+        )
         normed = self._normed(x, "pre")
         out = {"tokens": normed[:, :length], "residual": x[:, :length]}
+        if count:
+            out = {k: jnp.delete(v, jnp.s_[1 : 1 + count], axis=1) for k, v in out.items()}
         if self.pool != "none":
             pooled = self._pooled(normed, tokens, token_mask)
             out["pooled"] = nn.tanh(self.pre_logits(pooled)) if self.rep_size else pooled
@@ -165,11 +178,14 @@ class TextTransformer(nn.Module):
             )
         return tokens.shape[1]
 
-    def _embed(self, tokens: Array, positions: Array) -> Array:
+    def _embed(self, tokens: Array, positions: Array, prompts: Array | None = None) -> Array:
         dtype = self.blocks.dtype
         if self.token_types:
             positions = positions + self.types[0]
-        return mesh.by_rows(self.embedding[tokens].astype(dtype)) + positions.astype(dtype)
+        x = mesh.by_rows(self.embedding[tokens].astype(dtype))
+        if prompts is not None:
+            x = x.at[:, 1 : 1 + len(prompts)].set(prompts.astype(dtype))
+        return x + positions.astype(dtype)
 
     def _mask(self, token_mask: Array) -> Mask | None:
         if self.pool == "cls":
@@ -192,6 +208,11 @@ class TextTransformer(nn.Module):
             weight = valid[..., None].astype(jnp.float32)
             return (x * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1.0)
         return _at(x, jnp.maximum(valid.sum(axis=1) - 1, 0))
+
+
+def _with_slots(x: Shaped[Array, "batch length"], count: int) -> Shaped[Array, "batch slots"]:
+    """With `count` copies of the first column behind it, for prompts: bos, which ends no text."""
+    return jnp.concatenate([jnp.repeat(x[:, :1], count + 1, axis=1), x[:, 1:]], axis=1)
 
 
 def _at(x: Float[Array, "batch length width"], index: Int[Array, " batch"]) -> Array:

@@ -132,6 +132,7 @@ class VisionTransformer(nn.Module):
         image: Num[Array, "batch height width 3"],
         patch_mask: Bool[Array, "batch patches"] | None = None,
         *,
+        prompts: Float[Array, "layers count width"] | None = None,
         train: bool = False,
     ) -> dict[str, Array]:
         """`tokens` [batch, patches (+ cls in front), width], normed; `cls` and `patches`, the two
@@ -140,6 +141,8 @@ class VisionTransformer(nn.Module):
         Args:
           image: values in 0..255 of any number type.
           patch_mask: true for patches whose content is hidden by the mask token.
+          prompts: further tokens behind the patches, which only the layers see: prompts[0] in the
+            first layer's input, prompts[i] in their place in layer i's (arXiv:2210.03117).
 
         Raises:
           UserError: images of another size without `any_size`, a mask without `mask_token`.
@@ -164,9 +167,16 @@ class VisionTransformer(nn.Module):
                 x = jnp.where(patch_mask[..., None], token.astype(x.dtype), x)
         cls = self.cls_tokens if self.cls_token or self.pool == "cls" else 0
         x = self._with_prefix(x, self._positions(grid, cls).astype(x.dtype), cls)
+        own = x.shape[1]
+        if prompts is not None:
+            first = jnp.broadcast_to(prompts[0], (len(x), *prompts.shape[1:]))
+            x = jnp.concatenate([x, first.astype(x.dtype)], axis=1)
         if self.pre_norm:
             x = self._norm("pre_norm")(x)
-        x = blocks(x, train=train)
+        if prompts is not None:
+            x = blocks(x, inserted=prompts[1:], insert_at=own, train=train)[:, :own]
+        else:
+            x = blocks(x, train=train)
         if self.registers:
             x = jnp.concatenate([x[:, :cls], x[:, cls + self.registers :]], axis=1)
         norm = self._norm("norm")

@@ -137,3 +137,43 @@ def test_no_bias():
 def test_bad_options(options, message):
     with pytest.raises(UserError, match=message):
         tiny.blocks(**options)
+
+
+def test_a_closed_gate_shuts_the_context_out():
+    made = tiny.blocks(cross_attention=True, cross_gate=True)
+    params = jax.jit(made.init)(jax.random.key(2), X, context=CONTEXT)["params"]["layers"]
+    np.testing.assert_array_equal(params["gate"], np.zeros(2))
+    run = jax.jit(
+        lambda gate, context: made.apply(
+            {"params": {"layers": params | {"gate": gate}}}, X, context=context
+        )
+    )
+    closed, half = jnp.zeros(2), jnp.array([0.3, -0.2])
+    np.testing.assert_array_equal(run(closed, CONTEXT), run(closed, 2 * CONTEXT))
+    assert np.abs(run(half, CONTEXT) - run(half, 2 * CONTEXT)).max() > 1e-3
+    # An open gate is an ungated stack whose output projection is as much smaller.
+    attention = params["cross_attention"]
+    out = jax.tree.map(
+        lambda x: jnp.tanh(half).reshape(2, *[1] * (x.ndim - 1)) * x, attention["out"]
+    )
+    plain = {k: v for k, v in params.items() if k != "gate"}
+    plain["cross_attention"] = attention | {"out": out}
+    stack = tiny.blocks(cross_attention=True)
+    expected = jax.jit(stack.apply)({"params": {"layers": plain}}, X, context=CONTEXT)
+    np.testing.assert_allclose(run(half, CONTEXT), expected, atol=1e-5)
+
+
+def test_a_target_that_sees_no_context_gets_nothing_from_it():
+    stack = tiny.blocks(depth=1, cross_attention=True)
+    params = jax.jit(stack.init)(jax.random.key(2), X, context=CONTEXT)
+    run = jax.jit(stack.apply)
+    mask = (jnp.arange(5) > 1)[None, None, :, None]
+    found = [run(params, X, context=factor * CONTEXT, context_mask=mask) for factor in (1, 2)]
+    differ = np.abs(found[0] - found[1]).max(axis=(0, 2)) > 1e-6
+    assert differ.tolist() == [False, False, True, True, True]
+
+
+def test_inserted_tokens_have_layers_to_stand_in():
+    deep = jnp.zeros((2, 1, tiny.WIDTH))
+    with pytest.raises(UserError, match="each of 2 layers, but a stack of depth=2 has 1"):
+        tiny.blocks().init(jax.random.key(0), X, inserted=deep)

@@ -14,6 +14,7 @@ from big_mm.data.scenes.language import CLASS_NAMES, DETAILS, PROMPTS, Grammar, 
 from big_mm.data.scenes.parsing import Claims, check_caption, parse_caption
 from big_mm.data.scenes.rendering import Rendering, render
 from big_mm.data.scenes.sampling import WORLDS, World
+from big_mm.data.scenes.source import SceneSource
 from big_mm.data.scenes.splits import SEEN_KINDS, SPLITS, UNSEEN_KINDS, Sample, sample
 from big_mm.data.scenes.world import COLOURS, SHAPES, Object, Scene, class_index, class_kind
 from big_mm.data.scenes.writer import features, write
@@ -37,6 +38,7 @@ __all__ = [
     "Rendering",
     "Sample",
     "Scene",
+    "SceneSource",
     "Variations",
     "World",
     "check_caption",

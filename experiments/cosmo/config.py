@@ -1,0 +1,51 @@
+"""COSMO: contrastive and captioning losses on interleaved documents (arXiv:2401.00849).
+
+    make scenes
+    python -m big_mm.ablate --config experiments/cosmo/config.py --workdir runs/cosmo
+
+`cosmo` has both losses, `lm` that of the next token alone. A document has three scenes, each
+followed by its caption.
+"""
+
+import ml_collections
+
+from big_mm.data.pipeline import Pipeline
+from big_mm.losses import captioning
+from big_mm.objectives.base import Weighted
+from big_mm.spec import choose, spec
+from configs import quickstart
+from experiments import base
+from experiments.cosmo.documents import Documents, Interleave, PairSoftmax
+from experiments.cosmo.in_context import InContext
+from experiments.cosmo.model import Cosmo
+
+VARIANTS = ("cosmo", "lm")
+IMAGES, MAX_LEN = 3, 48
+
+
+def get_config(arg: str = "cosmo") -> ml_collections.ConfigDict:
+    choose("variant", arg, VARIANTS)
+    config = base.coca(Cosmo)
+    model = config.objective.model
+    model.decoder.cross_gate = True
+    model.text.max_len = config.contract.max_len = MAX_LEN
+    for blocks in (model.image.blocks, model.text.blocks, model.decoder):
+        blocks.unroll = 1  # compiles sooner, for a run as short as this
+    losses = {
+        "captioning": spec(captioning.CrossEntropy),
+        "contrastive": spec(PairSoftmax, positives="pair_id"),
+    }
+    if arg == "lm":
+        del losses["contrastive"]
+    weights = {"captioning": 2.0}
+    config.objective = spec(Weighted, model=model, losses=losses, weights=weights)
+    documents = spec(Documents, source=config.data.sources[0], images=IMAGES)
+    transforms = (spec(Interleave, pair_len=quickstart.MAX_LEN),)
+    config.data = spec(Pipeline, sources=(documents,), transforms=transforms, num_threads=1)
+    # The gates begin as zeros, and a run is short.
+    config.optimizer.multipliers = ((r".*/gate", 10.0),)
+    test = quickstart.source(quickstart.DATA, "test_seen")
+    in_context = spec(InContext, source=spec(Documents, source=test, images=IMAGES), limit=300)
+    config.evaluators = {"retrieval": config.evaluators.retrieval, "in_context": in_context}
+    config.steps, config.batch_size = 250, 32
+    return config
