@@ -60,6 +60,7 @@ def judge() -> ml_collections.ConfigDict:
     decode, _, tokenize = config.data.transforms
     weights = (0.1, 0.1, 0.1, 1.0, 1.0, 1.0)
     config.data.transforms = (decode, spec(ChooseCaption, weights=weights), tokenize)
+    config.steps = 400
     return config
 
 
