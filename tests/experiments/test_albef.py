@@ -237,3 +237,6 @@ def test_each_text_of_an_image_is_matched_as_a_pair_is(predictor):
     assert found[1, 1] == -np.inf
     with pytest.raises(UserError, match=r"images\[1\] has no texts"):
         predictor.texts_match(images, [["a"], []])
+    dual = dataclasses.replace(predictor, model=tiny.dual_encoder())
+    with pytest.raises(UserError, match="DualEncoder cannot match images with texts"):
+        dual.texts_match(images, texts)
