@@ -23,23 +23,17 @@ from etils import epath
 from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int32
-from PIL import Image
 from rich import console, progress
 
 from big_mm import decoding, exported, programs, spec, trees
 from big_mm import mesh as mesh_lib
 from big_mm.data import contract as contract_lib
-from big_mm.data import token_rows
-from big_mm.data.damage import BadRecord
+from big_mm.data import pictures, token_rows
+from big_mm.data.pictures import Pictures
 from big_mm.interop import reading
 from big_mm.spec import UserError
 from big_mm.training import checkpoint
 from big_mm.types import HOST_ONLY, Batch, Outputs
-
-# A file's path or bytes, a Pillow image, or a uint8 array [H,W,3]; for models that see several
-# pictures at once, uint8 arrays [n,pictures,size,size,3] as the contract prepares them.
-Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-Pictures = Sequence[Picture] | np.ndarray
 
 
 def load(
@@ -161,7 +155,7 @@ class Predictor:
         program = self._program(programs.image_outputs, keys=tuple(keys), dtype=dtype)
         return self._collect(
             "images",
-            _count(images),
+            pictures.count(images),
             lambda at: (self._pictures(images, at),),
             functools.partial(program, self.params),
         )
@@ -242,7 +236,7 @@ class Predictor:
         settings = dataclasses.asdict(how)
         length = self._length(settings.pop("max_len"), how.min_len)
         options = decoding.options(**settings)
-        count = _count(images)
+        count = pictures.count(images)
         vocabulary = decoding.Vocabulary.of(self.contract.require_tokenizer())
         prefixes, given = self._prefixes(prefix, count, length)
         # Powers of two: few programs, and at most half of a prefix is fed token by token.
@@ -267,7 +261,7 @@ class Predictor:
         Raises:
           UserError: as `caption`; lists of different lengths.
         """
-        count = _count(images)
+        count = pictures.count(images)
         if count != len(captions):
             raise UserError(f"{count} images for {len(captions)} captions")
         tokens, token_mask = self.contract.text(captions)
@@ -298,11 +292,7 @@ class Predictor:
         Raises:
           UserError: as `caption`; lists of different lengths; an image without texts.
         """
-        count = _count(images)
-        if count != len(texts):
-            raise UserError(f"{count} images for {len(texts)} lists of texts")
-        if not all(texts):
-            raise UserError(f"images[{[bool(t) for t in texts].index(False)}] has no texts")
+        count = pictures.count_with_texts(images, texts)
         shared, given = self._prefixes(prefix, count, self.contract.max_len)
         prefixes = [prefix] * count if isinstance(prefix, str) else prefix
         whole = [first + text for first, row in zip(prefixes, texts, strict=True) for text in row]
@@ -318,6 +308,30 @@ class Predictor:
             functools.partial(self._program(programs.texts_log_likelihood), self.params),
         )
         return np.where(there, totals, -np.inf).astype(np.float32), counts
+
+    def texts_match(
+        self, images: Pictures, texts: Sequence[Sequence[str]]
+    ) -> Float32[np.ndarray, "n texts"]:
+        """The log odds that each of several texts belongs to its image, by a model's `match`.
+
+        Each image is encoded once. Where it has fewer texts than another, the rest is -inf.
+
+        Raises:
+          UserError: as `texts_log_likelihood`; a model that does not match.
+        """
+        count = pictures.count_with_texts(images, texts)
+        there = np.arange(max(map(len, texts))) < np.array([len(row) for row in texts])[:, None]
+        tokens, token_mask = (
+            token_rows.by_image(rows, there)
+            for rows in self.contract.text([text for row in texts for text in row])
+        )
+        scores = self._collect(
+            "texts",
+            count,
+            lambda at: (self._pictures(images, at), tokens[at], token_mask[at]),
+            functools.partial(self._program(programs.texts_match), self.params),
+        )
+        return np.where(there, scores, -np.inf).astype(np.float32)
 
     def outputs(self, batch: Batch, keys: Sequence[str] | None = None) -> Outputs:
         """The model's outputs for this process's rows of a batch, of any number of rows.
@@ -439,7 +453,7 @@ class Predictor:
 
         def prepare(row: int) -> None:
             position = int(at[row])
-            out[row] = _picture(images[position], self.contract, position)
+            out[row] = pictures.prepared(images[position], self.contract, position)
 
         with futures.ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(prepare, np.flatnonzero(here & (at >= 0)).tolist()))
@@ -477,22 +491,3 @@ class Predictor:
         stderr = console.Console(stderr=True)
         hidden = not (self.progress and stderr.is_terminal and len(work) > 4)
         return progress.track(work, name, console=stderr, transient=True, disable=hidden)
-
-
-def _count(images: Any) -> int:
-    """The number of pictures, if it is a list of them and not one alone."""
-    single = isinstance(images, (str, os.PathLike, bytes, Image.Image))
-    if single or (isinstance(images, np.ndarray) and images.ndim not in (4, 5)):
-        raise UserError("images must be a list of pictures or an array [n,H,W,3]: write [picture]")
-    return len(images)
-
-
-def _picture(image: Picture, contract: contract_lib.Contract, position: int) -> np.ndarray:
-    name = f"images[{position}]"
-    try:
-        if isinstance(image, (str, os.PathLike)):
-            name = f"{name} ({os.fspath(image)})"
-            image = epath.Path(image).read_bytes()
-        return contract.image(image)
-    except (BadRecord, UserError, OSError) as error:
-        raise UserError(f"{name}: {error}") from error

@@ -23,6 +23,7 @@ _SKILLS = {
     "encode_text": "embed texts",
     "init_cache": "write captions",
     "decode_step": "write captions",
+    "match": "match images with texts",
 }
 
 
@@ -150,6 +151,26 @@ def texts_log_likelihood(
 
     totals, counts = jax.lax.map(score, (tokens.swapaxes(0, 1), counted.swapaxes(0, 1)))
     return totals.T, counts.T
+
+
+def texts_match(
+    model: nn.Module,
+    params: Any,
+    image: UInt8[Array, "batch size size 3"],
+    tokens: Int[Array, "batch texts length"],
+    token_mask: Bool[Array, "batch texts length"],
+) -> Float[Array, "batch texts"]:
+    """The log odds of several texts of each image, which is encoded once."""
+    match, encode_text = _method(model, "match"), _method(model, "encode_text")
+    outputs = _method(model, "encode_image")({"params": params}, image)
+    image_tokens = _output(model, outputs, "image_tokens")
+
+    def score(text: tuple[Array, Array]) -> Array:
+        read = _output(model, encode_text({"params": params}, *text), "text_tokens")
+        outputs = match({"params": params}, image_tokens, read, text[1])
+        return _output(model, outputs, "match_logit").astype(jnp.float32)
+
+    return jax.lax.map(score, (tokens.swapaxes(0, 1), token_mask.swapaxes(0, 1))).T
 
 
 def _log_likelihood(

@@ -17,6 +17,7 @@ Outputs = dict[str, Any]
 BATCH = {
     "image": "[B,H,W,3] uint8 RGB; becomes float inside the model",
     "patch_mask": "[B,P] bool: patches that the mask token hides, for towers with mask_token=True",
+    "target_image": "[B,H,W,3] uint8 RGB: what `image` becomes by the edit that `tokens` say",
     "tokens": "[B,L] int32: bos, words, eos, then pad",
     "token_mask": "[B,L] bool: true from bos to eos",
     "text_id": "[B] int32: equal for equal tokens",
@@ -33,12 +34,19 @@ HOST_ONLY = ("key", "bad_index", "bad_kind")
 OUTPUTS = {
     "image_embedding": "[B,D] float32, unit length",
     "text_embedding": "[B,D] float32, unit length",
+    "query_embedding": "[B,D] float32, unit length: image and text together, as a query for images",
+    "target_embedding": "[B,D] float32, unit length: of `target_image`",
     "class_embedding": "[C,D] float32, unit length: of the batch's class texts",
     "image_features": "[B,W] float32: pooled, before the projection to the shared space",
     "image_tokens": "[B,N,W] what the caption decoder attends to",
     "patch_tokens": "[B,P,W] normed tokens of the image tower's patches alone, row by row",
     "text_tokens": "[B,L,W] of the unimodal text tower",
     "caption_logits": "[B,L,V] float32: position i predicts token i+1",
+    "match_logit": "[B] log odds that an image and a text belong together",
+    "match_logits": "[B,C] of a row's own pair, then of pairs that do not belong together",
+    "match_valid": "[B,C] bool: which of these pairs there are",
+    "word_logits": "[B,L,V] what a bidirectional reader takes each token to be",
+    "word_mask": "[B,L] bool: the tokens that were masked",
     "logit_scale": "[] float32: the inverse temperature of the similarities",
     "logit_bias": "[] float32: added to the scaled similarities of the sigmoid loss",
 }

@@ -1,6 +1,8 @@
-"""The small runs that experiments vary, and the scorer that several share.
+"""The small runs that experiments vary, and the models that several begin with or ask.
 
     python -m big_mm.train --config experiments/base.py:judge --workdir runs/judge
+    python -m big_mm.train --config experiments/base.py:referee --workdir runs/referee
+    python -m big_mm.train --config experiments/base.py:generic --workdir runs/generic
 
 All read runs/scenes, which `make scenes` writes.
 """
@@ -18,15 +20,13 @@ from big_mm.models.coca import CoCa
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.spec import CLASS, choose, spec
 from big_mm.training.init_from import InitFrom
+from big_mm.training.optimizer import AdamW
+from big_mm.training.schedules import WarmupCosine
 from configs import quickstart
 
-VARIANTS = ("coca", "clip", "judge")
-JUDGE = "runs/judge"
-
-
-def get_config(arg: str = "coca") -> ml_collections.ConfigDict:
-    choose("arm", arg, VARIANTS)
-    return {"coca": coca, "clip": clip, "judge": judge}[arg]()
+JUDGE, REFEREE, GENERIC = "runs/judge", "runs/referee", "runs/generic"
+# Of ten captions six say "two shapes and a shape", three name the colours, one colours and shapes.
+GENERIC_DETAILS = ("groups",) * 6 + ("colours",) * 3 + ("kinds",)
 
 
 def coca(model: type[CoCa] = CoCa) -> ml_collections.ConfigDict:
@@ -60,6 +60,7 @@ def judge() -> ml_collections.ConfigDict:
     decode, _, tokenize = config.data.transforms
     weights = (0.1, 0.1, 0.1, 1.0, 1.0, 1.0)
     config.data.transforms = (decode, spec(ChooseCaption, weights=weights), tokenize)
+    config.steps = 400
     return config
 
 
@@ -78,6 +79,34 @@ def captioner(model: type[Captioner] = Captioner) -> ml_collections.ConfigDict:
     return config
 
 
+def referee() -> ml_collections.ConfigDict:
+    """Another judge: where the first one rewards, it measures."""
+    config = judge()
+    config.seed = 1
+    config.evaluators = {}
+    return config
+
+
+def generic() -> ml_collections.ConfigDict:
+    """A captioner that has learnt from captions which mostly say little, and so says little."""
+    config = captioner()
+    config.data.sources = (described(GENERIC_DETAILS),)
+    config.steps, config.batch_size = 200, 64
+    return config
+
+
+def finetuned() -> ml_collections.ConfigDict:
+    """100 further steps of the generic captioner, at a lower rate, on the same data."""
+    config = generic()
+    config.init_from = spec(InitFrom, path=GENERIC)
+    schedule = spec(WarmupCosine, warmup=5, final=0.1)
+    config.optimizer = spec(
+        AdamW, learning_rate=5e-4, schedule=schedule, frozen=config.optimizer.frozen
+    )
+    config.steps = 100
+    return config
+
+
 def described(
     details: tuple[str, ...], split: str = "train", **schema: object
 ) -> ml_collections.ConfigDict:
@@ -89,3 +118,18 @@ def described(
         schema=spec(Schema, **schema),
     )
     return spec(scenes.Described, source=source, details=details)
+
+
+ARMS = {
+    "coca": coca,
+    "clip": clip,
+    "judge": judge,
+    "referee": referee,
+    "generic": generic,
+}
+VARIANTS = tuple(ARMS)
+
+
+def get_config(arg: str = "coca") -> ml_collections.ConfigDict:
+    choose("arm", arg, VARIANTS)
+    return ARMS[arg]()

@@ -1,7 +1,7 @@
 """Where texts begin and end in rows of tokens."""
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 
 from big_mm.data.vocabulary import Tokenizer
 
@@ -9,6 +9,15 @@ from big_mm.data.vocabulary import Tokenizer
 def ends(tokens: Int[np.ndarray, "row length"], tokenizer: Tokenizer) -> Int[np.ndarray, " row"]:
     """The place of each row's eos (which may also be what rows begin with, or are padded with)."""
     return 1 + (tokens[:, 1:] == tokenizer.eos_id).argmax(axis=1)
+
+
+def by_image(
+    rows: Shaped[np.ndarray, "row length"], there: Bool[np.ndarray, "image text"]
+) -> Shaped[np.ndarray, "image text length"]:
+    """Rows of the texts that are `there`, by image; the others are those of the first text."""
+    numbers = np.zeros(there.shape, np.int64)
+    numbers[there] = np.arange(len(rows))
+    return rows[numbers]
 
 
 def continuations(

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from big_mm.data import token_rows
 from big_mm.data.contract import Decoding
 from big_mm.evaluators import files
-from big_mm.evaluators.scoring import Likelihood, cut_texts
+from big_mm.evaluators.scoring import Likelihood, cut_texts, joined, refuse_equal
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
 
@@ -68,7 +68,9 @@ class Ranking:
         choices: Sequence[str] = (),
     ) -> list[str]:
         answers = self._candidates(choices)
-        scores = self.scorer(predictor, images, [answers] * len(prompts), prompts)
+        texts = [answers] * len(prompts)
+        refuse_equal(predictor.contract, joined(prompts, texts))
+        scores = self.scorer(predictor, images, texts, prompts)
         return [answers[i] for i in scores.argmax(axis=1)]
 
     def protocol(

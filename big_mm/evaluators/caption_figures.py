@@ -133,6 +133,11 @@ class Lexicon:
         "vocabulary": About("Vocabulary", "different words", "score"),
         "distinct_1": About("Distinct-1", "different words among all words", "score"),
         "distinct_2": About("Distinct-2", "different pairs of words among all", "score"),
+        "repeated_2": About(
+            "Repeated pairs",
+            "pairs of words of a caption that it has said before",
+            lower_is_better=True,
+        ),
         "words_median": About("Words, median", "of a caption", "score"),
         "words_longest": About("Words, longest", "of a caption", "score"),
     }
@@ -144,6 +149,7 @@ class Lexicon:
             "vocabulary": float(diversity.vocabulary(tokenised)),
             "distinct_1": diversity.distinct(tokenised, 1),
             "distinct_2": diversity.distinct(tokenised, 2),
+            "repeated_2": Mean.of(diversity.repeated(tokenised, 2)),
             "words_median": Median(lengths),
             "words_longest": float(lengths.max()),
         }

@@ -10,7 +10,7 @@ import numpy as np
 from big_mm.data.records import Source
 from big_mm.evaluators import base
 from big_mm.evaluators.base import About
-from big_mm.evaluators.scoring import Similarity, cut_texts
+from big_mm.evaluators.scoring import Similarity, cut_texts, joined, refuse_equal
 from big_mm.metrics.choice import chosen
 from big_mm.metrics.groups import Informedness
 from big_mm.metrics.statistics import Mean, Statistic
@@ -213,7 +213,9 @@ class Choice(base.Evaluator):
             records = base.rows(batch)
             here = [self.candidates.of(record) for record in records]
             texts = [item.texts for item in here]
-            scores = self.scorer(predictor, batch["image"], texts, [self.prefix] * len(here))
+            prefixes = [self.prefix] * len(here)
+            refuse_equal(predictor.contract, joined(prefixes, texts))
+            scores = self.scorer(predictor, batch["image"], texts, prefixes)
             answers += chosen(scores, np.array([item.right for item in here])).tolist()
             if self.category is not None:
                 categories += [_texts(record, self.category)[0] for record in records]

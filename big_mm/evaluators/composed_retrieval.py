@@ -86,11 +86,16 @@ class ComposedRetrieval(base.Evaluator):
         for k in rules.precisions:
             text = f"average precision among the first {k}, over all right images"
             made[f"map@{k}"] = About(f"Composed mAP@{k}", text, headline=k == min(rules.precisions))
+        made["reference@1"] = About(
+            "Reference first",
+            "edits whose first result is the image that was to be edited",
+            lower_is_better=True,
+        )
         return made
 
     def evaluate(self, predictor: Predictor, step: int) -> base.Result:
         """Metrics: r@k, subset_r@k, map@k as the benchmark has them (x_CATEGORY, x_ASPECT), their
-        chance levels, queries, images.
+        chance levels, queries, images; reference@1 where the reference may be found.
 
         Raises:
           UserError: an image of the benchmark is no sound record, a key comes up twice, a target is
@@ -122,6 +127,9 @@ class ComposedRetrieval(base.Evaluator):
         if not withheld:
             metrics = _recalls(rules, queries, ranked, subset, len(gallery.place))
             metrics |= _precisions(rules, queries, ranked)
+        if rules.keep_reference and rules.recalls:
+            copies = [row[0] == q.reference for q, row in zip(queries, ranked, strict=True)]
+            metrics["reference@1"] = Mean.of(copies)
         metrics |= {"queries": float(len(queries)), "images": float(len(gallery.place))}
         protocol = rules.facts() | self.composition.protocol()
         if self.captions is not None:

@@ -88,6 +88,33 @@ class Sum:
 
 
 @dataclasses.dataclass(frozen=True)
+class Fused:
+    """What the model itself makes of image and edit: its output `query_embedding`.
+
+    Attributes:
+      batch_size: queries at a time.
+    """
+
+    batch_size: int = 256
+
+    sees: ClassVar[bool] = True
+
+    def __call__(self, predictor: Predictor, references: References) -> Embeddings:
+        tokens, token_mask = predictor.contract.text(list(references.edits))
+        count, made = len(tokens), []
+        size = min(self.batch_size, count)
+        for start in range(0, count, size):
+            at = np.minimum(np.arange(start, start + size), count - 1)  # one shape compiles once
+            batch = {"image": references.images[at], "tokens": tokens[at]}
+            batch["token_mask"] = token_mask[at]
+            made.append(predictor.outputs(batch, ("query_embedding",))["query_embedding"])
+        return unit(np.concatenate(made)[:count])
+
+    def protocol(self) -> dict[str, Any]:
+        return {"query": "the model's own"}
+
+
+@dataclasses.dataclass(frozen=True)
 class CaptionAndRewrite:
     """The text embedding of the reference's caption, rewritten (arXiv:2310.09291).
 

@@ -8,7 +8,7 @@ import numpy as np
 from big_mm.data.records import Source
 from big_mm.evaluators import base
 from big_mm.evaluators.base import About
-from big_mm.evaluators.scoring import Similarity, cut_texts
+from big_mm.evaluators.scoring import Similarity, cut_texts, joined, refuse_equal
 from big_mm.metrics.choice import winoground
 from big_mm.metrics.statistics import Mean
 from big_mm.predictor import Predictor
@@ -69,7 +69,9 @@ class Pairs(base.Evaluator):
         rows = [row for pair in members.values() for row in pair]
         texts = [[captions[i] for i in pair] for pair in members.values() for _ in pair]
         pictures = np.stack([images[row] for row in rows])
-        scores = self.scorer(predictor, pictures, texts, [self.prefix] * len(rows))
+        prefixes = [self.prefix] * len(rows)
+        refuse_equal(predictor.contract, joined(prefixes, texts))
+        scores = self.scorer(predictor, pictures, texts, prefixes)
         found = winoground(list(scores.reshape(-1, 2, 2)))
         chance = {"text_chance": 1 / 4, "image_chance": 1 / 4, "group_chance": 1 / 6}
         metrics = {name: Mean.of(value) for name, value in found.items()} | chance

@@ -11,6 +11,7 @@ from big_mm import search
 from big_mm.data.records import Source
 from big_mm.evaluators import base, features
 from big_mm.evaluators.base import About
+from big_mm.evaluators.scoring import Likelihood, TextScorer
 from big_mm.metrics import hubness, recall
 from big_mm.metrics.recall import Pairs, Ranking
 from big_mm.metrics.statistics import Mean, MedianRank, Statistic
@@ -95,18 +96,20 @@ class Banks:
 
 @dataclasses.dataclass(frozen=True)
 class Rerank:
-    """A second order of the first items, by how likely the caption is given the image.
+    """A second order of the first items, by a closer look at image and caption together.
 
     Attributes:
       depth: items of each query to look at again.
-      cosine: weight of the first stage's similarity, in nats a token.
+      cosine: weight of the first stage's similarity, in the scorer's units.
+      scorer: how likely the caption is given the image, or `scoring.Matching`.
     """
 
     depth: int = 16
     cosine: float = 0.0
+    scorer: TextScorer = Likelihood(per="token")
 
     def protocol(self) -> str:
-        return f"first {self.depth} by log-likelihood a token + {self.cosine:g} cosine"
+        return f"first {self.depth} by {self.scorer.protocol()} + {self.cosine:g} cosine"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +133,7 @@ class Retrieval(base.Evaluator):
       map_at: depths of mAP, averaged over queries; a query's AP@k is divided by min(k, right
         items).
       banks: against hubs, if any.
-      rerank: by caption likelihood, if any.
+      rerank: by a closer look at the first items, if any.
       batch_size: images prepared at a time.
       limit: only the first records. Recall depends on the size of the gallery.
     """
@@ -239,19 +242,19 @@ class Retrieval(base.Evaluator):
         sides: Mapping[str, Side],
         rankings: Mapping[str, tuple[Ranking, Int[np.ndarray, " query"]]],
     ) -> dict[str, tuple[Ranking, Int[np.ndarray, " query"]]]:
-        """The rankings with their first items in the order of the likelihood."""
+        """The rankings with their first items in the order of the scorer."""
         rerank, wanted = self.rerank, []
         for direction, (ranking, _) in rankings.items():
             items = ranking.indices[:, : rerank.depth]
             pairs = np.repeat(np.arange(len(items)), items.shape[1]), items.ravel()
             wanted.append(np.stack(pairs if direction == "image_to_text" else pairs[::-1], axis=1))
         pairs = np.unique(np.concatenate(wanted), axis=0)
-        likely = self._likelihoods(predictor, found, pairs)
+        closer = self._closer(predictor, found, pairs)
         made = {}
         codes = pairs[:, 0] * len(found.texts) + pairs[:, 1]
         for (direction, (ranking, ranks)), own in zip(rankings.items(), wanted, strict=True):
             places = np.searchsorted(codes, own[:, 0] * len(found.texts) + own[:, 1])
-            scores = likely[places].reshape(len(ranks), -1)
+            scores = closer[places].reshape(len(ranks), -1)
             queries, gallery, _ = sides[direction]
             items = ranking.indices[:, : scores.shape[1]]
             cosines = np.einsum("qd,qkd->qk", queries, gallery[items])
@@ -265,20 +268,17 @@ class Retrieval(base.Evaluator):
             made[direction] = Ranking(indices, verdicts, ranking.positives), first
         return made
 
-    def _likelihoods(
+    def _closer(
         self, predictor: Predictor, found: "_Embedded", pairs: Int[np.ndarray, "pair 2"]
     ) -> Float[np.ndarray, " pair"]:
-        """log p(text | image) a token of sorted (image, text) pairs."""
+        """The scorer's scores of sorted (image, text) pairs."""
         images, begin = np.unique(pairs[:, 0], return_index=True)
         ends = [*begin[1:], len(pairs)]
         rows = [pairs[a:b, 1] for a, b in zip(begin, ends, strict=True)]
         pictures = [self.source[found.index[i]]["image"] for i in images]
-        texts = [[self.prefix + found.texts[j] for j in row] for row in rows]
-        totals, tokens = predictor.texts_log_likelihood(pictures, texts)
-        each = [
-            t[: len(row)] / n[: len(row)] for t, n, row in zip(totals, tokens, rows, strict=True)
-        ]
-        return np.concatenate(each).astype(np.float64)
+        texts = [[found.texts[j] for j in row] for row in rows]
+        scores = self.rerank.scorer(predictor, pictures, texts, [self.prefix] * len(texts))
+        return np.concatenate([own[: len(row)] for own, row in zip(scores, rows, strict=True)])
 
     def _protocol(self) -> dict[str, Any]:
         protocol = {

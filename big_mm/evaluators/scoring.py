@@ -1,33 +1,36 @@
-"""How well each of several texts fits an image: by the embeddings, or by the caption decoder."""
+"""How well each of several texts fits an image: by the embeddings, by the caption decoder, or by a
+matching head.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from big_mm.data.contract import Contract
+from big_mm.data.pictures import Pictures
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError, choose
 
 Per = Literal["text", "token"]
-Images = UInt8[np.ndarray, "n size size 3"]
 Texts = Sequence[Sequence[str]]
 Scores = Float[np.ndarray, "n texts"]
 
 
+@runtime_checkable
 class TextScorer(Protocol):
     """Scores of texts for images; the larger, the better."""
 
     def __call__(
-        self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
+        self, predictor: Predictor, images: Pictures, texts: Texts, prefix: Sequence[str]
     ) -> Scores:
         """The score of each of an image's texts behind its prefix; -inf where it has fewer.
 
         Raises:
-          UserError: two of them are one to the model (`refuse_equal`), or it has diverged.
+          UserError: the model cannot score so, or it has diverged.
         """
 
     def protocol(self) -> str:
@@ -39,10 +42,9 @@ class Similarity:
     """The cosine of image and text embedding, as CLIP chooses (arXiv:2103.00020)."""
 
     def __call__(
-        self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
+        self, predictor: Predictor, images: Pictures, texts: Texts, prefix: Sequence[str]
     ) -> Scores:
         whole = joined(prefix, texts)
-        refuse_equal(predictor.contract, whole)
         distinct = dict.fromkeys(text for row in whole for text in row)
         position = {text: i for i, text in enumerate(distinct)}
         image = predictor.encode_image(images).astype(np.float64)
@@ -72,15 +74,30 @@ class Likelihood:
         choose("per", self.per, get_args(Per))
 
     def __call__(
-        self, predictor: Predictor, images: Images, texts: Texts, prefix: Sequence[str]
+        self, predictor: Predictor, images: Pictures, texts: Texts, prefix: Sequence[str]
     ) -> Scores:
-        refuse_equal(predictor.contract, joined(prefix, texts))
         totals, counts = predictor.texts_log_likelihood(images, texts, prefix)
         totals = totals.astype(np.float64)
         return checked(totals / np.maximum(counts, 1) if self.per == "token" else totals)
 
     def protocol(self) -> str:
         return f"log-likelihood of the {self.per}, given image and prefix"
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """The log odds that image and text belong together, by a model's matching head
+    (arXiv:2107.07651, section 3.2).
+    """
+
+    def __call__(
+        self, predictor: Predictor, images: Pictures, texts: Texts, prefix: Sequence[str]
+    ) -> Scores:
+        scores = predictor.texts_match(images, joined(prefix, texts))
+        return checked(scores.astype(np.float64))
+
+    def protocol(self) -> str:
+        return "log odds of matching"
 
 
 def checked(scores: Scores) -> Scores:
@@ -100,7 +117,9 @@ def joined(prefix: Sequence[str], texts: Texts) -> list[list[str]]:
 
 
 def refuse_equal(contract: Contract, texts: Texts) -> None:
-    """Raises UserError if two texts of an image are one to the model, which cuts long ones."""
+    """Raises UserError if two texts of an image are one to the model, which cuts long ones: between
+    them it cannot choose.
+    """
     cut = _too_long(contract, (text for row in texts for text in row))
     for row in texts:
         if cut.isdisjoint(row):

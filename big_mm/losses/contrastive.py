@@ -15,10 +15,11 @@ from jaxtyping import Array, Bool, Float
 from big_mm.losses.exchange import Layout
 from big_mm.losses.pairwise import Pairs, Reduced, Rows, reduce_pairs
 from big_mm.similarity import Cosine, Similarity
-from big_mm.spec import UserError
+from big_mm.spec import UserError, choose
 from big_mm.types import Batch, Mean, Outputs
 
 Shared = dict[str, Float[Array, ""]]
+DIRECTIONS = ("both", "image_to_text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Contrastive:
         if self.positives and self.positives not in batch:
             raise UserError(f"positives={self.positives!r} is no key of the batch: {sorted(batch)}")
         ids = batch[self.positives] if self.positives else jnp.arange(rows)
-        image, text = (Rows.of(value, ids, valid) for value in values)
+        labels = {"id": ids, "negative": jnp.zeros(rows, bool)}
+        image, text = (Rows.of(value, labels, valid) for value in values)
         return image, text
 
     def _mean(
@@ -85,30 +87,68 @@ class Contrastive:
         self, sides: tuple[Rows, Rows], reduced: tuple[Reduced, Reduced]
     ) -> dict[str, Mean]:
         names = ("image_to_text_accuracy", "text_to_image_accuracy")
-        return {
-            name: Mean.of(side.labels[found.best] == side.labels, side.valid)
-            for name, side, found in zip(names, sides, reduced, strict=True)
-        }
+        made = {}
+        for name, side, other, found in zip(names, sides, sides[::-1], reduced, strict=True):
+            right = other.labels["id"][found.best] == side.labels["id"]
+            right &= ~other.labels["negative"][found.best] & ~side.labels["negative"]
+            made[name] = Mean.of(right, side.valid & ~side.labels["negative"])
+        return made
 
 
 def _positive(image: Rows, text: Rows) -> Bool[Array, "images texts"]:
-    return image.labels[:, None] == text.labels[None, :]
+    same = image.labels["id"][:, None] == text.labels["id"][None, :]
+    return same & ~text.labels["negative"][None, :]
 
 
 @dataclasses.dataclass(frozen=True)
 class Softmax(Contrastive):
     """Symmetric InfoNCE (arXiv:2103.00020): each image finds its text among the batch's, and back.
 
-    Several positives have equal shares of the target. Options: `Contrastive`.
+    Several positives have equal shares of the target. Options: `Contrastive`, and
+
+    Attributes:
+      negatives: outputs, each a row for each of the batch, that images also choose among and that
+        are no image's text: the query's own image (arXiv:2403.19651), a text with swapped words.
+        They ask for no image themselves.
+      directions: "both", or "image_to_text" where texts do not look for images.
     """
 
+    negatives: tuple[str, ...] = ()
+    directions: str = "both"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("directions", self.directions, DIRECTIONS)
+        if self.negatives and len(self.similarity.text) != 1:
+            raise UserError(
+                f"negatives={self.negatives} stand beside one output of texts, and the similarity "
+                f"compares {self.similarity.text}"
+            )
+
+    @property
+    def couples(self) -> tuple[str, ...]:
+        return (*super().couples, *self.negatives)
+
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
-        sides = self._sides(outputs, batch)
+        image, text = self._sides(outputs, batch)
+        sides = image, self._with_negatives(text, outputs)
         rows, columns = self._reduce(_softmax, {"scale": outputs["logit_scale"]}, sides)
-        loss = (_cross_entropy(rows) + _cross_entropy(columns)) / 2
+        loss = _cross_entropy(rows)
+        if self.directions == "both":
+            loss = (loss + _cross_entropy(columns)[: len(loss)]) / 2
         metrics = {"logit_scale": Mean.of(outputs["logit_scale"])}
-        loss = self._mean(loss, outputs, sides[0].valid)
+        loss = self._mean(loss, outputs, image.valid)
         return loss, self._metrics(sides, (rows, columns)) | metrics
+
+    def _with_negatives(self, text: Rows, outputs: Outputs) -> Rows:
+        """The texts, and behind them the further rows."""
+        if not self.negatives:
+            return text
+        (name,), times = self.similarity.text, 1 + len(self.negatives)
+        values = jnp.concatenate([text.values[name], *(outputs[n] for n in self.negatives)])
+        ids, valid = jnp.tile(text.labels["id"], times), jnp.tile(text.valid, times)
+        further = jnp.arange(len(valid)) >= len(text.valid)
+        return Rows.of({name: values}, {"id": ids, "negative": further}, valid)
 
 
 def _softmax(

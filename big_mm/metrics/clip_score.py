@@ -12,7 +12,7 @@ from jaxtyping import Float
 from big_mm.metrics.statistics import Values
 
 PREFIX = "A photo depicts "
-_WEIGHT = 2.5
+WEIGHT = 2.5
 
 
 def clip_score(
@@ -20,7 +20,7 @@ def clip_score(
 ) -> Values:
     """2.5 max(cos, 0) of the unit embeddings of each image and its caption (with `PREFIX`)."""
     cosine = (image.astype(np.float64) * caption).sum(axis=-1)
-    return _WEIGHT * np.maximum(cosine, 0)
+    return WEIGHT * np.maximum(cosine, 0)
 
 
 def ref_clip_score(

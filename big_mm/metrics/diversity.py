@@ -26,6 +26,15 @@ def distinct(captions: Sequence[str], n: int) -> float:
     return len(counts) / max(1, counts.total())
 
 
+def repeated(captions: Sequence[str], n: int) -> list[float]:
+    """The share of each caption's runs of n words that it has said before; 0 if it has no run."""
+    shares = []
+    for caption in captions:
+        counts = [c for run, c in ngrams.count(caption, n).items() if len(run) == n]
+        shares.append(1 - len(counts) / sum(counts) if counts else 0.0)
+    return shares
+
+
 def mbleu(captions: Sequence[str], n: int = 4) -> float:
     """mBLEU-n of several captions of one image: the mean BLEU-n of each against the others
     (arXiv:1703.10476, section 4.3); 1 if all are alike.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from big_mm.data.contract import Contract
 from big_mm.spec import UserError
 from big_mm.types import Aux, Batch, Mean, Outputs
 
@@ -51,6 +52,11 @@ class Weighted:
         if unknown := sorted(set(self.weights) - set(self.losses)):
             raise UserError(f"weights for {unknown}, but the losses are {sorted(self.losses)}")
 
+    def bind(self, contract: Contract) -> "Weighted":
+        """The objective of a run with this contract: fields left None become the contract's."""
+        del contract
+        return self
+
     def init(self, rng: Array, batch: Batch) -> Any:
         """Parameters; traced by the trainer, which places every leaf where its sharding says."""
         return self.model.init(rng, batch, train=False)["params"]
@@ -59,6 +65,12 @@ class Weighted:
         """Whatever else the method keeps: teacher, queue, baseline. Traced, like `init`."""
         del rng, params
         return {}
+
+    def load_extra(self, extra: Any) -> Any:
+        """What `init_extra` made, with what comes from other checkpoints in its place: a frozen
+        model that the method asks. On the host, once, when a fresh run begins.
+        """
+        return extra
 
     def prepare(self, state: Any, batch: Batch) -> Batch:
         """Runs on the host before each step; may sample from the model or compute rewards."""

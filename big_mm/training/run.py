@@ -86,6 +86,7 @@ class Run:
                     f"({', '.join(sorted(self.evaluators)) or 'there are none'}), and eval_every "
                     "above 0"
                 )
+        object.__setattr__(self, "objective", self.objective.bind(self.contract))
         self.objective.check_accumulation(self.accumulate)
 
 
@@ -108,13 +109,16 @@ class Prepared:
     update: Any
 
     def create(self) -> State:
-        """The fresh state, every leaf computed where it lies; `init_from` is applied."""
+        """The fresh state, every leaf computed where it lies; `init_from` and the objective's
+        `load_extra` are applied.
+        """
         init, create = _creators(self.run, self.batch)
         placed = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         params = jax.jit(init, out_shardings=placed.params)()
         if self.run.init_from is not None:
             params = self.run.init_from.apply(params)
-        return jax.jit(create, out_shardings=placed, donate_argnums=0)(params)
+        state = jax.jit(create, out_shardings=placed, donate_argnums=0)(params)
+        return dataclasses.replace(state, extra=self.run.objective.load_extra(state.extra))
 
 
 def prepare(run: Run, host_batch: dict[str, np.ndarray]) -> Prepared:

@@ -22,7 +22,6 @@ def get_config(arg="filip"):
     choose("variant", arg, VARIANTS)
     similarity = spec(SIMILARITIES[arg])
     config = base.clip(TokenDualEncoder)
-    config.steps, config.batch_size = 300, 64
     config.objective.losses.contrastive.similarity = similarity
     for kinds in ("seen", "unseen"):
         suffix = "" if kinds == "seen" else f"_{kinds}"

@@ -39,8 +39,8 @@ def get_config(arg: str = "tips") -> ml_collections.ConfigDict:
     config.data.transforms = (spec(Decode), *alt_text)
     config.evaluators = {
         "retrieval": config.evaluators.retrieval,
-        "shapes": segmentation("shape"),
-        "colours": segmentation("colour"),
+        "segmentation": segmentation("shape"),
+        "segmentation_colours": segmentation("colour"),
     }
     model = config.objective.model
     for tower in (model.image, model.text):

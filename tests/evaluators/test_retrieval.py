@@ -8,6 +8,7 @@ import pytest
 
 from big_mm.evaluators import Retrieval
 from big_mm.evaluators.retrieval import Banks, Rerank
+from big_mm.evaluators.scoring import Likelihood, Matching
 from big_mm.metrics import hubness
 from big_mm.spec import UserError
 
@@ -146,6 +147,20 @@ def test_likelihoods_order_the_first_items_anew(contract):
     assert after["image_to_text_r@1"] == after["image_to_text_r@8"]
     heavy = dataclasses.replace(plain, rerank=Rerank(depth=8, cosine=1e4)).run(oracle(contract))
     assert heavy == pytest.approx(before)
+
+
+def test_a_matching_head_orders_the_first_items_too(contract, monkeypatch):
+    plain = Retrieval(oracles.Numbered(COUNT, said), ks=(1, 8), same_captions="shared")
+    by = {
+        scorer: dataclasses.replace(plain, rerank=Rerank(depth=8, scorer=scorer))
+        for scorer in (Likelihood(), Matching())
+    }
+    read = oracles.Oracle.texts_log_likelihood
+    monkeypatch.setattr(oracles.Oracle, "texts_match", lambda *args: read(*args)[0], raising=False)
+    likelihood, matching = (each.run(oracle(contract)) for each in by.values())
+    assert matching == likelihood
+    reranked = by[Matching()].evaluate(oracle(contract), 0).protocol["reranked"]
+    assert reranked == "first 8 by log odds of matching + 0 cosine"
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -11,11 +11,8 @@ from big_mm.training.run import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path.parent for path in (ROOT / "experiments").glob("*/config.py"))
-VARIANTS = [
-    f"{folder / 'config.py'}:{name}".rstrip(":")
-    for folder in FOLDERS
-    for name in spec.variants(str(folder / "config.py"))
-]
+CONFIGS = [ROOT / "experiments/base.py", *(folder / "config.py" for folder in FOLDERS)]
+VARIANTS = [f"{file}:{name}".rstrip(":") for file in CONFIGS for name in spec.variants(str(file))]
 
 
 @pytest.mark.parametrize("source", VARIANTS, ids=lambda source: source.removeprefix(f"{ROOT}/"))

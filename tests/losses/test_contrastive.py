@@ -7,6 +7,7 @@ import pytest
 
 from big_mm.losses.contrastive import Sigmoid, Softmax
 from big_mm.similarity import Cosine
+from big_mm.spec import UserError
 
 LOSSES = [Softmax(), Sigmoid(), Softmax(positives="group"), Sigmoid(positives="group")]
 
@@ -145,3 +146,43 @@ def test_many_devices_compute_what_one_does():
     many = function(*jax.tree.map(place, (outputs["image_embedding"], outputs, batch)))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def with_negatives():
+    outputs, batch = case()
+    rng = np.random.default_rng(7)
+    swapped = rng.normal(size=(6, 4)).astype(np.float32)
+    outputs["swapped"] = swapped / np.linalg.norm(swapped, axis=1, keepdims=True)
+    batch["mask"] = batch["mask"].at[2].set(False)
+    return outputs, batch
+
+
+@pytest.mark.parametrize("tile", [0, 4])
+def test_further_negatives_are_candidates_of_images_alone(tile):
+    outputs, batch = with_negatives()
+    found, metrics = Softmax(negatives=("swapped",), tile=tile)(outputs, batch)
+    image, text, more = (
+        np.asarray(outputs[k], np.float64) for k in ("image_embedding", "text_embedding", "swapped")
+    )
+    rows, losses, right = [0, 1, 3, 4, 5], [], 0
+    for i in rows:
+        own = 5.0 * image[i] @ text[i]
+        texts, further = 5.0 * text[rows] @ image[i], 5.0 * more[rows] @ image[i]
+        losses.append(np.log(np.exp(texts).sum() + np.exp(further).sum()) - own)
+        losses.append(np.log(np.exp(5.0 * image[rows] @ text[i]).sum()) - own)
+        right += own == max(*texts, *further)
+    np.testing.assert_allclose(found.compute(), np.sum(losses) / 2 / len(rows), rtol=1e-5)
+    np.testing.assert_allclose(metrics["image_to_text_accuracy"].compute(), right / len(rows))
+    one_way, _ = Softmax(negatives=("swapped",), directions="image_to_text", tile=tile)(
+        outputs, batch
+    )
+    np.testing.assert_allclose(one_way.compute(), np.mean(losses[::2]), rtol=1e-5)
+
+
+def test_negatives_couple_and_need_one_output_of_texts():
+    assert "swapped" in Softmax(negatives=("swapped",)).couples
+    similarity = Cosine(text=("text_embedding", "text_token_mask"))
+    with pytest.raises(UserError, match="beside one output"):
+        Softmax(negatives=("swapped",), similarity=similarity)
+    with pytest.raises(UserError, match="directions"):
+        Softmax(directions="up")

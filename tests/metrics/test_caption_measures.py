@@ -39,6 +39,9 @@ def test_distinct_and_vocabulary_of_hand_made_captions():
     assert diversity.distinct(captions, 1) == 4 / 7
     assert diversity.distinct(captions, 2) == 4 / 5  # "a dog" comes up twice
     assert diversity.distinct(["a"], 2) == 0
+    # "a b a b c": the pair "a b" comes again, one of four; three words have no run of four.
+    assert diversity.repeated(["a b a b c", "a b c"], 2) == [1 / 4, 0.0]
+    assert diversity.repeated(["a b c"], 4) == [0.0]
 
 
 def test_captions_that_are_alike_and_that_share_nothing():

@@ -8,6 +8,7 @@ writes records, described.py adds captions of chosen detail to those that are re
 """
 
 from big_mm.data.scenes.described import Described
+from big_mm.data.scenes.edited import Edited, Variations
 from big_mm.data.scenes.edits import Edit, edit, swap_colours
 from big_mm.data.scenes.language import CLASS_NAMES, DETAILS, PROMPTS, Grammar, describe
 from big_mm.data.scenes.parsing import Claims, check_caption, parse_caption
@@ -31,12 +32,14 @@ __all__ = [
     "Claims",
     "Described",
     "Edit",
+    "Edited",
     "Grammar",
     "Object",
     "Rendering",
     "Sample",
     "Scene",
     "SceneSource",
+    "Variations",
     "World",
     "check_caption",
     "class_index",

@@ -32,14 +32,21 @@ class Described:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.source[index]
-        if "scene" not in record:
-            raise UserError(
-                f'{self.where(index)} has no scene graph: give the schema extra=("scene",)'
-            )
-        graph = record["scene"][0]
-        scene = Scene.from_json(graph.decode() if isinstance(graph, bytes) else graph)
+        scene = scene_of(record, self.where(index))
         said = [describe(scene, detail) for detail in self.details]
         return record | {self.out: [*said, *record.get(self.out, ())]}
 
     def where(self, index: int) -> str:
         return self.source.where(index)
+
+
+def scene_of(record: dict[str, Any], where: str) -> Scene:
+    """The record's scene graph.
+
+    Raises:
+      UserError: it has none.
+    """
+    if "scene" not in record:
+        raise UserError(f'{where} has no scene graph: give the schema extra=("scene",)')
+    graph = record["scene"][0]
+    return Scene.from_json(graph.decode() if isinstance(graph, bytes) else graph)

@@ -9,7 +9,9 @@ import os
 from collections.abc import Callable, Iterator
 
 import cv2
+import numpy as np
 import simplejpeg
+from jaxtyping import UInt8
 
 from big_mm.data import examples
 from big_mm.data.records import TFRecordWriter
@@ -43,11 +45,8 @@ def features(
     """
     item = sample(split, seed, index, world, grammar)
     painted = render(item.scene, image_size)
-    image = simplejpeg.encode_jpeg(
-        painted.image, quality=_JPEG_QUALITY, colorspace="RGB", colorsubsampling="444"
-    )
     record = {
-        "image": image,
+        "image": to_jpeg(painted.image),
         "caption": item.short + item.long,
         "caption_short": item.short,
         "caption_long": item.long,
@@ -60,6 +59,13 @@ def features(
     if item.held_out:
         record["caption_held_out"] = item.held_out
     return record
+
+
+def to_jpeg(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """A picture as records hold it."""
+    return simplejpeg.encode_jpeg(
+        image, quality=_JPEG_QUALITY, colorspace="RGB", colorsubsampling="444"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
