@@ -132,7 +132,7 @@ class VisionTransformer(nn.Module):
         image: Num[Array, "batch height width 3"],
         patch_mask: Bool[Array, "batch patches"] | None = None,
         *,
-        prompts: Float[Array, "layers count width"] | None = None,
+        prompts: Float[Array, "layers count tower_width"] | None = None,
         train: bool = False,
     ) -> dict[str, Array]:
         """`tokens` [batch, patches (+ cls in front), width], normed; `cls` and `patches`, the two
