@@ -295,7 +295,6 @@ def test_text_is_kept_on_request(source, contract):
         assert captions == features(int(label))["caption"]
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_a_row_may_have_two_texts(source, contract, reference):
     second = (
         transforms.ChooseCaption(weights=(1.0,), out="first"),
@@ -311,6 +310,7 @@ def test_a_row_may_have_two_texts(source, contract, reference):
         assert len(set(batch["text_id_first"])) == len(set(batch["label"]))
 
 
+@pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_evaluation_sees_every_sound_record_once_in_order(damaged, contract, hosts, caplog):
     parts = [list(evaluation_batches(damaged, contract, 8, h, hosts)) for h in range(hosts)]
     assert [len(p) for p in parts] == [2] * hosts

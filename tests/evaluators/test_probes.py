@@ -210,8 +210,9 @@ def test_training_on_the_test_images_is_said(predictor, caplog):
 class Talking(Featured):
     """Classes are embedded near their true direction."""
 
-    def encode_text(self, texts):
-        return oracles.unit([TRUE[int(text.split()[-1])] + 0.5 for text in texts])
+    def text_outputs(self, texts, keys):
+        assert tuple(keys) == ("text_embedding",)
+        return {keys[0]: oracles.unit([TRUE[int(text.split()[-1])] + 0.5 for text in texts])}
 
     def outputs(self, batch, keys=None):
         return {"logit_scale": np.float32(2.0)}
