@@ -3,7 +3,7 @@
     make scenes
     python -m big_mm.train --config experiments/few_shot.py --workdir runs/few_shot/clip
 
-trains that CLIP, of 300 steps. `task` is a run on top of it: the pictures have grey and dark
+trains that CLIP, of 300 steps. `task` is a run on top of it: the pictures have light and grey
 grounds and textured objects; half of the classes, all known to the CLIP, are there to learn from.
 """
 

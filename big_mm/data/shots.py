@@ -17,7 +17,8 @@ class Shots:
     """Some records of some classes, chosen by the seed alone. Labels are read once, by one pass.
 
     Attributes:
-      source: with a class number in every record; those below 0 belong to no class.
+      source: with a class number in every record; those below 0 belong to no class. One with a
+        method `class_number(index)`, which need not read the picture, is asked by that.
       shots: records of each class; None for all there are.
       classes: class numbers of the source; the first becomes class 0, and so on. None for all that
         occur, with their own numbers.
@@ -67,6 +68,8 @@ class Shots:
         return np.sort(np.concatenate(chosen))
 
     def _label(self, index: int) -> int:
+        if hasattr(self.source, "class_number"):
+            return self.source.class_number(index)
         try:
             record = self.source[index]
         except BadRecord:

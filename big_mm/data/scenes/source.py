@@ -41,5 +41,9 @@ class SceneSource:
         record = writer.features(self.split, self.seed, index, self.image_size, self.world)
         return record | {"captions": record.get(self.captions)}
 
+    def class_number(self, index: int) -> int:
+        """The label of a record, without its picture."""
+        return splits.sample_scene(self.split, self.seed, index, self.world).label
+
     def where(self, index: int) -> str:
         return f"scene {self.split}/{self.seed}/{index:08d}"

@@ -109,12 +109,8 @@ def sample(
 
     The scene does not depend on the grammar, nor one kind of captions on another.
     """
-    world = restrict(world, split)
-    sequence = np.random.SeedSequence((zlib.crc32(split.encode()), seed, index))
-    for_scene, for_captions, for_held_out = (
-        np.random.Generator(np.random.Philox(child)) for child in sequence.spawn(3)
-    )
-    scene = world.sample(for_scene, find_split(split).kinds)
+    for_scene, for_captions, for_held_out = _generators(split, seed, index)
+    scene = restrict(world, split).sample(for_scene, find_split(split).kinds)
     held_out = []
     if split != "train":
         held_out = grammar.short(for_held_out, scene, held_out=True)
@@ -126,3 +122,15 @@ def sample(
         long=grammar.long(for_captions, scene),
         held_out=held_out,
     )
+
+
+def sample_scene(split: str, seed: int, index: int, world: World = DEFAULT_WORLD) -> Scene:
+    """The scene of `sample`, without its captions."""
+    for_scene, *_ = _generators(split, seed, index)
+    return restrict(world, split).sample(for_scene, find_split(split).kinds)
+
+
+def _generators(split: str, seed: int, index: int) -> list[np.random.Generator]:
+    """Of a record's scene, its captions, and those held out."""
+    sequence = np.random.SeedSequence((zlib.crc32(split.encode()), seed, index))
+    return [np.random.Generator(np.random.Philox(child)) for child in sequence.spawn(3)]

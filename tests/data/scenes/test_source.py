@@ -5,6 +5,7 @@ import pytest
 from big_mm.data.examples import Schema
 from big_mm.data.records import TFRecordSource
 from big_mm.data.scenes import SceneSource, World, write
+from big_mm.data.shots import Shots
 from big_mm.spec import UserError
 
 WORLD = World(tones=("dark",))
@@ -21,6 +22,15 @@ def test_the_records_are_those_of_the_writer(tmp_path):
             assert read[index][key] == value
     assert read.where(2) == "scene zero_shot_seen/4/00000002"
     assert [item["key"] for item in read] == [read[i]["key"] for i in range(3)]
+
+
+def test_labels_need_no_pictures():
+    source = SceneSource("zero_shot_seen", 12, 32, world=WORLD)
+    labels = [source.class_number(i) for i in range(len(source))]
+    assert labels == [source[i]["label"] for i in range(len(source))]
+    shots = Shots(source, None, classes=(labels[3],))
+    own = [i for i, label in enumerate(labels) if label == labels[3]]
+    assert [shots[i]["key"] for i in range(len(shots))] == [source[i]["key"] for i in own]
 
 
 def test_bad_options():
