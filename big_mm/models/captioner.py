@@ -47,10 +47,7 @@ class Captioner(nn.Module):
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         """`image_tokens`, and with `tokens` and `token_mask` in the batch `caption_logits`."""
         out = self.encode_image(batch["image"], batch.get("patch_mask"), train=train)
-        if "tokens" in batch:
-            text = self.text(batch["tokens"], batch["token_mask"], out["image_tokens"], train=train)
-            out |= self._caption_outputs(text["tokens"], train)
-        return out
+        return out | self._captions(out["image_tokens"], batch, train)
 
     def encode_image(
         self,
@@ -77,6 +74,13 @@ class Captioner(nn.Module):
         out = self.text.decode(tokens, index, image_tokens)
         self.put_variable("cache", "index", index + tokens.shape[1])
         return self._caption_outputs(out["tokens"], train=False)
+
+    def _captions(self, image_tokens: Array, batch: Batch, train: bool) -> Outputs:
+        """Caption outputs of the batch's texts, if it has any."""
+        if "tokens" not in batch:
+            return {}
+        text = self.text(batch["tokens"], batch["token_mask"], image_tokens, train=train)
+        return self._caption_outputs(text["tokens"], train)
 
     def _caption_outputs(self, x: Float[Array, "batch length width"], train: bool) -> Outputs:
         tied = self.tie_embeddings

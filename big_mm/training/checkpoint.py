@@ -335,7 +335,7 @@ def read_params(
     folder: epath.PathLike, wanted: Mapping[str, jax.ShapeDtypeStruct], which: str
 ) -> dict[str, jax.Array]:
     """The parameters {path: shape with sharding} of one step folder; see `load_params`."""
-    folder = epath.Path(folder).resolve()  # Orbax refuses relative paths
+    folder = epath.Path(folder)
     manifest = _manifest_or_error(folder)
     averaged = _shapes(manifest, "ema") if which == "ema" else {}
     try:

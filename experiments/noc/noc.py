@@ -93,11 +93,7 @@ class ControlledCaptioner(Captioner):
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         out = super().encode_image(batch["image"], batch.get("patch_mask"), train=train)
         out["image_tokens"] = self._controlled(out["image_tokens"], batch.get("level"))
-        if "tokens" in batch:
-            context = out["image_tokens"]
-            text = self.text(batch["tokens"], batch["token_mask"], context, train=train)
-            out |= self._caption_outputs(text["tokens"], train)
-        return out
+        return out | self._captions(out["image_tokens"], batch, train)
 
     def encode_image(
         self,
