@@ -14,6 +14,7 @@ from big_mm.evaluators import base, features, masks
 from big_mm.evaluators.base import About
 from big_mm.metrics.statistics import Mean
 from big_mm.predictor import Predictor
+from big_mm.spec import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,11 @@ class PointingGame(base.Evaluator):
     }
 
     def evaluate(self, predictor: Predictor, step: int) -> base.Result:
-        """Metrics: by_words, by_text, their chance levels, objects."""
+        """Metrics: by_words, by_text, their chance levels, objects.
+
+        Raises:
+          UserError: no scene has an object to ask for, or the model no embeddings of tokens.
+        """
         found = features.extract(predictor, self.source, "image_token_embeddings", limit=self.limit)
         records = features.read(self.source, found.index)
         queries = _queries(predictor)
@@ -57,6 +62,8 @@ class PointingGame(base.Evaluator):
                     hits[name].append(shown[(patches @ vectors[label]).argmax()])
                 chance.append(shown.mean())
                 owners.append(image)
+        if not owners:
+            raise UserError("no scene has two objects, one of them of a colour and shape of its own")
         metrics: dict[str, Any] = {
             name: Mean.grouped(np.array(row, float), np.array(owners), len(found))
             for name, row in hits.items()
