@@ -63,7 +63,7 @@ class PointingGame(base.Evaluator):
                 chance.append(shown.mean())
                 owners.append(image)
         if not owners:
-            raise UserError("no scene has two objects, one of them of a colour and shape of its own")
+            raise UserError("no scene has two objects of which one is the only one of its kind")
         metrics: dict[str, Any] = {
             name: Mean.grouped(np.array(row, float), np.array(owners), len(found))
             for name, row in hits.items()
