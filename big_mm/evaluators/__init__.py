@@ -11,6 +11,7 @@ from big_mm.evaluators.composed_retrieval import ComposedRetrieval
 from big_mm.evaluators.grounding import GroundingGap
 from big_mm.evaluators.groups import GroupGap
 from big_mm.evaluators.image_sets import AttributeShares, ClusterBias, SetDistances
+from big_mm.evaluators.in_context import InContext
 from big_mm.evaluators.languages import Languages
 from big_mm.evaluators.pairs import Pairs
 from big_mm.evaluators.probes import FewShot, LinearProbe, NearestNeighbours
@@ -39,6 +40,7 @@ __all__ = [
     "FewShot",
     "GroundingGap",
     "GroupGap",
+    "InContext",
     "Languages",
     "LinearProbe",
     "NearestNeighbours",

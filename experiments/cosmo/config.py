@@ -9,15 +9,16 @@ followed by its caption.
 
 import ml_collections
 
+from big_mm.data.documents import Documents, Interleave
 from big_mm.data.pipeline import Pipeline
+from big_mm.evaluators import InContext
 from big_mm.losses import captioning
 from big_mm.objectives.base import Weighted
 from big_mm.spec import choose, spec
 from configs import quickstart
 from experiments import base
-from experiments.cosmo.documents import Documents, Interleave, PairSoftmax
-from experiments.cosmo.in_context import InContext
 from experiments.cosmo.model import Cosmo
+from experiments.cosmo.pairs import PairSoftmax
 
 VARIANTS = ("cosmo", "lm")
 IMAGES, MAX_LEN = 3, 48

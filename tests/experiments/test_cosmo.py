@@ -1,4 +1,4 @@
-"""COSMO: closed gates are the language model, a token sees one image, documents are as drawn."""
+"""COSMO: closed gates are the language model, a token sees the one image before it."""
 
 import dataclasses
 import functools
@@ -12,16 +12,15 @@ from PIL import Image
 
 from big_mm import trees
 from big_mm.data.contract import Contract
-from big_mm.data.damage import BadRecord
+from big_mm.data.documents import Documents, document
 from big_mm.data.tokenizers import SentencePiece
+from big_mm.evaluators import InContext
 from big_mm.losses.contrastive import Softmax
 from big_mm.models.text import causal_mask
 from big_mm.predictor import Predictor
-from big_mm.spec import UserError
 from configs import quickstart
-from experiments.cosmo.documents import Documents, Interleave, PairSoftmax, document
-from experiments.cosmo.in_context import InContext
 from experiments.cosmo.model import Cosmo
+from experiments.cosmo.pairs import PairSoftmax
 from tests.models import tiny_models as tiny
 
 IMAGE_ID = 5
@@ -153,39 +152,6 @@ class Pictures:
 
 
 SOURCE = Pictures()
-
-
-def test_documents_are_the_same_every_time_and_hold_no_record_twice():
-    made = Documents(SOURCE, images=3, seed=1)
-    for index in range(5):
-        others = made.others(index)
-        assert others == Documents(SOURCE, images=3, seed=1).others(index)
-        assert len({*others, index}) == 3 and all(0 <= other < 5 for other in others)
-        record = made[index]
-        assert [texts[0][-1] for texts in record["texts"]] == [*map(str, others), str(index)]
-        assert record["key"] == str(index) and made.where(index) == f"picture {index}"
-    drawn = [[Documents(SOURCE, 3, seed).others(i) for i in range(5)] for seed in (1, 2)]
-    assert drawn[0] != drawn[1]
-    with pytest.raises(UserError, match="images=6 must be from 1 to the 5 records"):
-        Documents(SOURCE, images=6)
-
-
-def test_a_document_is_its_captions_one_after_the_other(contract):
-    record, tokenizer = Documents(SOURCE, images=2)[3], contract.tokenizer
-    made = Interleave(pair_len=20).bind(contract)
-    row = made.random_map(record, np.random.default_rng(0))
-    texts = contract.detokenize(row["pair_tokens"])
-    assert all(text in texts_of for text, texts_of in zip(texts, record["texts"], strict=True))
-    words = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(texts)]
-    whole = [*[*words[0], *words[1]][:23], tokenizer.eos_id]
-    assert row["tokens"][row["token_mask"]].tolist() == whole
-    assert not row["tokens"][~row["token_mask"]].any()
-    np.testing.assert_array_equal(row["images"][1], np.full((16, 16, 3), 120))
-    short = Interleave(pair_len=20).bind(dataclasses.replace(contract, max_len=6))
-    cut = short.random_map(record, np.random.default_rng(0))["tokens"]
-    assert cut.tolist() == [*whole[:5], tokenizer.eos_id]
-    with pytest.raises(BadRecord, match="empty_caption"):
-        made.random_map(record | {"texts": [["a"], []]}, np.random.default_rng(0))
 
 
 def test_captions_in_context_are_those_of_a_loop(contract):

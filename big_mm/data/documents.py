@@ -1,4 +1,4 @@
-"""Documents of several scenes and their captions, and the contrastive loss of their pairs."""
+"""Interleaved documents: several images, each with the text that follows it."""
 
 import dataclasses
 import zlib
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import grain
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
@@ -14,14 +13,12 @@ from big_mm.data.contract import Contract
 from big_mm.data.damage import BadRecord
 from big_mm.data.records import Source
 from big_mm.data.transforms import Record
-from big_mm.losses.contrastive import Softmax
 from big_mm.spec import UserError
-from big_mm.types import Batch, Mean, Outputs
 
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """Each record behind some others, which the seed and its number choose.
+    """Documents made of pairs: each behind some others, which the seed and its number choose.
 
     A document has `images` (encoded) and `texts` (each image's captions), its own record's last;
     the other keys are that record's.
@@ -65,12 +62,16 @@ def document(contract: Contract, texts: Sequence[str]) -> Int32[np.ndarray, " le
 
 @dataclasses.dataclass(frozen=True)
 class Interleave(grain.transforms.RandomMap):
-    """A document with one caption of each image: `images` [media, size, size, 3], `tokens` and
-    `token_mask` of all of it, cut to the contract's length, `pair_tokens`, `pair_token_mask` and
-    `pair_id` [media, ...] of the captions, one by one.
+    """A document as arrays: `images` [media, size, size, 3]; of all its texts `tokens` and
+    `token_mask`, cut to the contract's length; of each alone `pair_tokens`, `pair_token_mask` and
+    `pair_id` [media, ...].
+
+    A record has `images` (encoded), as many as any other, and `texts`: what follows each image, or
+    several choices of that. Shards of documents are read by
+    Schema(image=None, captions=None, texts=("texts=text",), extra=("images=image",)).
 
     Attributes:
-      pair_len: tokens of a caption alone.
+      pair_len: tokens of a text alone.
     """
 
     pair_len: int
@@ -80,9 +81,12 @@ class Interleave(grain.transforms.RandomMap):
         return dataclasses.replace(self, contract=self.contract or contract)
 
     def random_map(self, record: Record, rng: np.random.Generator) -> Record:
-        if not all(record["texts"]):
+        given = [[text] if isinstance(text, str) else text for text in record["texts"]]
+        if not all(choices and all(choices) for choices in given):
             raise BadRecord("empty_caption")
-        texts = [choices[int(rng.random() * len(choices))] for choices in record["texts"]]
+        if len(given) != len(record["images"]):
+            raise BadRecord("malformed", f"{len(given)} texts of {len(record['images'])} images")
+        texts = [choices[int(rng.random() * len(choices))] for choices in given]
         contract, eos_id = self.contract, self.contract.tokenizer.eos_id
         pairs = dataclasses.replace(contract, max_len=self.pair_len).text(texts)
         words = document(contract, texts)[: contract.max_len - 1]
@@ -97,17 +101,3 @@ class Interleave(grain.transforms.RandomMap):
             "pair_token_mask": pairs[1],
             "pair_id": np.array([zlib.crc32(row.tobytes()) - 2**31 for row in pairs[0]], np.int32),
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class PairSoftmax(Softmax):
-    """`Softmax` over the pairs of all documents, whose embeddings are [documents, pairs, dim]."""
-
-    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
-        names = (*self.similarity.image, *self.similarity.text)
-        flat = {name: outputs[name].reshape(-1, outputs[name].shape[-1]) for name in names}
-        media = outputs[names[0]].shape[1]
-        rows = {self.positives: batch[self.positives].reshape(-1)} if self.positives else {}
-        if "mask" in batch:
-            rows["mask"] = jnp.repeat(batch["mask"], media)
-        return super().__call__(outputs | flat, rows)

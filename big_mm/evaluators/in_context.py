@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from big_mm.data.contract import Decoding
+from big_mm.data.documents import Documents, document
 from big_mm.evaluators import base
 from big_mm.evaluators.base import About
 from big_mm.metrics import captioning as caption_metrics
 from big_mm.predictor import Predictor
-from experiments.cosmo.documents import Documents, document
 
 
 @dataclasses.dataclass(frozen=True)
