@@ -3,18 +3,20 @@
     python -m big_mm.train --config experiments/base.py:judge --workdir runs/judge
     python -m big_mm.ablate --config experiments/magiclens/config.py --workdir runs/magiclens \\
         --metrics composed/r@1 composed/map@5 composed/reference@1
+    python -m big_mm.evaluate --config experiments/magiclens/config.py:judge \\
+        --checkpoint runs/judge --workdir runs/magiclens/judge
 
 All arms begin with the judge's towers and learn from the same triplets. `no_negatives` leaves out
 the query images as negatives; `sum` adds the two embeddings instead of attending to them, `image`
-and `text` are one of them alone.
+and `text` are one of them alone. `judge` is for the judge itself, without any of this training,
+which is asked by the sum of its embeddings and by either alone.
 """
 
 import ml_collections
 
 from big_mm.data import scenes
 from big_mm.data.transforms import Decode
-from big_mm.evaluators import ComposedRetrieval
-from big_mm.evaluators.composition import Fused
+from big_mm.evaluators import ComposedRetrieval, composition
 from big_mm.losses.contrastive import Softmax
 from big_mm.similarity import Cosine
 from big_mm.spec import choose, spec
@@ -33,7 +35,15 @@ FUSIONS = {
 
 
 def get_config(arg: str = "magiclens") -> ml_collections.ConfigDict:
-    choose("arm", arg, VARIANTS)
+    choose("arm", arg, (*VARIANTS, "judge"))
+    if arg == "judge":
+        config = base.judge()
+        weights = {"sum": 0.5, "image": 0.0, "text": 1.0}
+        config.evaluators = {
+            name: composed(spec(composition.Sum, text_weight=weight))
+            for name, weight in weights.items()
+        }
+        return config
     config = base.clip()
     model = config.objective.model
     towers = {name: model[name] for name in ("image", "text", "embed_dim")}
@@ -50,15 +60,15 @@ def get_config(arg: str = "magiclens") -> ml_collections.ConfigDict:
     config.data.sources = (spec(scenes.Edited, source=described("train")),)
     decode, *others = config.data.transforms
     config.data.transforms = (decode, spec(Decode, key="target_image"), *others)
-    gallery = spec(scenes.Variations, source=described("test_seen"), count=3, limit=200)
-    benchmark = spec(SceneEdits, source=gallery)
-    config.evaluators = {
-        "composed": spec(
-            ComposedRetrieval, source=gallery, benchmark=benchmark, composition=spec(Fused)
-        )
-    }
+    config.evaluators = {"composed": composed(spec(composition.Fused))}
     config.steps, config.batch_size = 200, 64
     return config
+
+
+def composed(how: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    gallery = spec(scenes.Variations, source=described("test_seen"), count=3, limit=200)
+    benchmark = spec(SceneEdits, source=gallery)
+    return spec(ComposedRetrieval, source=gallery, benchmark=benchmark, composition=how)
 
 
 def described(split: str) -> ml_collections.ConfigDict:
