@@ -56,7 +56,8 @@ class DualEncoder(nn.Module):
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         """All outputs that the batch's keys (`image`; `tokens` and `token_mask`; `class_tokens` and
-        `class_token_mask`) allow.
+        `class_token_mask`) allow. Of further texts, `tokens_X` and `token_mask_X`, `encode_text`'s
+        outputs end in the same `_X`.
         """
         out: Outputs = {"logit_scale": self.temperature()}
         if self.logit_bias is not None:
@@ -65,6 +66,10 @@ class DualEncoder(nn.Module):
             out |= self.encode_image(batch["image"], batch.get("patch_mask"), train=train)
         if "tokens" in batch:
             out |= self.encode_text(batch["tokens"], batch["token_mask"], train=train)
+        for key in [key for key in batch if key.startswith("tokens_")]:
+            suffix = key.removeprefix("tokens")
+            text = self.encode_text(batch[key], batch[f"token_mask{suffix}"], train=train)
+            out |= {f"{name}{suffix}": value for name, value in text.items()}
         if "class_tokens" in batch:
             texts = batch["class_tokens"][0], batch["class_token_mask"][0]
             out["class_embedding"] = self.encode_text(*texts, train=train)["text_embedding"]

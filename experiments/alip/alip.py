@@ -16,11 +16,10 @@ from big_mm.types import Aux, Batch, Mean, Outputs
 
 # Which two embeddings each running average is of: texts of a record (LCG), image and text (DCG).
 PAIRS = {
-    "texts": ("text_embedding", "synthetic_embedding"),
+    "texts": ("text_embedding", "text_embedding_synthetic"),
     "text_embedding": ("image_embedding", "text_embedding"),
-    "synthetic_embedding": ("image_embedding", "synthetic_embedding"),
+    "text_embedding_synthetic": ("image_embedding", "text_embedding_synthetic"),
 }
-SUFFIX = "_synthetic"
 # The released code squares the exponentials, and begins its averages with 1.
 _SHARPNESS = 2.0
 _MOMENTUM = 0.99
@@ -46,7 +45,7 @@ class Adaptive(Softmax):
     @property
     def couples(self) -> tuple[str, ...]:
         averages = tuple(f"average/{name}" for name in PAIRS)
-        embeddings = ("image_embedding", "text_embedding", "synthetic_embedding")
+        embeddings = ("image_embedding", "text_embedding", "text_embedding_synthetic")
         return (*embeddings, *averages, "logit_scale")
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
@@ -73,8 +72,8 @@ def track(average: Float[Array, ""], batch: Mean) -> Float[Array, ""]:
 class Alip(Weighted):
     """`Weighted` over an image and two texts: `tokens` and `tokens_synthetic`.
 
-    Its outputs have `synthetic_embedding` besides a dual encoder's, and `average/...`, the running
-    averages of three similarities, which are its extra state.
+    Its outputs also have `average/...`, the running averages of three similarities, which are its
+    extra state.
     """
 
     def init_extra(self, rng: Array, params: Any) -> dict[str, Array]:
@@ -82,15 +81,6 @@ class Alip(Weighted):
 
     def forward(self, params: Any, extra: Any, batch: Batch, rng: Array) -> Outputs:
         outputs = super().forward(params, extra, batch, rng)
-        synthetic = self.model.apply(
-            {"params": params},
-            batch[f"tokens{SUFFIX}"],
-            batch[f"token_mask{SUFFIX}"],
-            train=True,
-            rngs={"dropout": jax.random.fold_in(rng, 1)},
-            method="encode_text",
-        )
-        outputs["synthetic_embedding"] = synthetic["text_embedding"]
         return outputs | {f"average/{name}": value for name, value in extra.items()}
 
     def carry(self, outputs: Outputs, batch: Batch) -> dict[str, Mean]:

@@ -32,7 +32,7 @@ def get_config(arg: str = "alip") -> ml_collections.ConfigDict:
         choose_raw,
         spec(ChooseCaption, key="synthetic", out="synthetic"),
         tokenize_raw,
-        spec(Tokenize, key="synthetic", suffix=alip.SUFFIX),
+        spec(Tokenize, key="synthetic", suffix="_synthetic"),
     )
     term = alip.Adaptive if arg == "alip" else Softmax
     config.objective = spec(
@@ -42,8 +42,8 @@ def get_config(arg: str = "alip") -> ml_collections.ConfigDict:
             "raw": spec(term, positives="text_id"),
             "synthetic": spec(
                 term,
-                similarity=spec(Cosine, text=("synthetic_embedding",)),
-                positives=f"text_id{alip.SUFFIX}",
+                similarity=spec(Cosine, text=("text_embedding_synthetic",)),
+                positives="text_id_synthetic",
             ),
         },
     )

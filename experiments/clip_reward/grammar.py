@@ -91,14 +91,6 @@ class GrammarDualEncoder(DualEncoder):
         self.hidden = nn.Dense(self.embed_dim, use_bias=False)
         self.grammar = nn.Dense(1, use_bias=False)
 
-    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
-        out = super().__call__(batch, train=train)
-        if "tokens_corrupted" in batch:
-            tokens, mask = batch["tokens_corrupted"], batch["token_mask_corrupted"]
-            spoilt = self.encode_text(tokens, mask, train=train)
-            out["grammar_logit_corrupted"] = spoilt["grammar_logit"]
-        return out
-
     def encode_text(
         self,
         tokens: Int[Array, "batch length"],

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Num
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.models.heads import unit
 from big_mm.spec import UserError
-from big_mm.types import Batch, Outputs
+from big_mm.types import Outputs
 
 
 class Prototypes(nn.Module):
@@ -29,15 +29,13 @@ class Prototypes(nn.Module):
 class TIPS(DualEncoder):
     """Two cls tokens: the first is embedded near the alt-text, the second near the full caption.
 
-    The text tower, and the temperature, serve both. The first is also compared with prototypes, and
-    so are the patches, by a head of their own.
+    The text tower, and the temperature, serve both; the full caption is the batch's `tokens_full`.
+    The first is also compared with prototypes, and so are the patches, by a head of their own.
 
     Attributes:
-      suffix: of the batch's keys of the full caption.
       prototypes, hidden, bottleneck: sizes of both heads.
     """
 
-    suffix: str = "_full"
     prototypes: int = 512
     hidden: int = 256
     bottleneck: int = 64
@@ -50,14 +48,6 @@ class TIPS(DualEncoder):
         self.full_head = self._head("image", self.image, self.image_projection, image_bias)
         sizes = self.prototypes, self.hidden, self.bottleneck
         self.image_prototypes, self.patch_prototypes = Prototypes(*sizes), Prototypes(*sizes)
-
-    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
-        """A dual encoder's outputs; with the full caption in the batch `text_embedding_full`."""
-        out = super().__call__(batch, train=train)
-        if f"tokens{self.suffix}" in batch:
-            text = [batch[f"{key}{self.suffix}"] for key in ("tokens", "token_mask")]
-            out["text_embedding_full"] = self.encode_text(*text, train=train)["text_embedding"]
-        return out
 
     def encode_image(
         self,

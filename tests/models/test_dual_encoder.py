@@ -42,6 +42,14 @@ def test_outputs(options):
         np.testing.assert_allclose(value, out[key], atol=1e-5)
 
 
+def test_further_texts_have_outputs_of_their_own():
+    model, batch = DualEncoder(**CLIP), tiny.batch()
+    other = {f"{key}_other": batch[key][::-1] for key in ("tokens", "token_mask")}
+    out = tiny.method(model)(tiny.variables(model), batch | other)
+    for name in ("text_embedding", "text_tokens"):
+        np.testing.assert_allclose(out[f"{name}_other"], out[name][::-1], atol=1e-6)
+
+
 def test_the_initial_temperature_and_bias():
     model = DualEncoder(**SIGLIP)
     out, _ = jax.jit(model.init_with_output)(jax.random.key(0), tiny.batch())
