@@ -14,6 +14,7 @@ from big_mm.evaluators.image_sets import AttributeShares, ClusterBias, SetDistan
 from big_mm.evaluators.in_context import InContext
 from big_mm.evaluators.languages import Languages
 from big_mm.evaluators.pairs import Pairs
+from big_mm.evaluators.pointing import PointingGame
 from big_mm.evaluators.probes import FewShot, LinearProbe, NearestNeighbours
 from big_mm.evaluators.prompt_bias import PromptBias
 from big_mm.evaluators.retrieval import Retrieval
@@ -45,6 +46,7 @@ __all__ = [
     "LinearProbe",
     "NearestNeighbours",
     "Pairs",
+    "PointingGame",
     "PromptBias",
     "Result",
     "Retrieval",

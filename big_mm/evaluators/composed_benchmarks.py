@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
+from big_mm.data.scenes import Variations
 from big_mm.evaluators import files
 from big_mm.spec import UserError, choose
 
@@ -103,6 +104,30 @@ class Triplets(_Benchmark):
 
     def facts(self) -> dict[str, Any]:
         return {"gallery": "all records but the reference"}
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneEdits(_Benchmark):
+    """Each edit of each scene asks for its result among all scenes and all results, of which the
+    scene itself and its other edits are the nearest.
+    """
+
+    source: Variations
+
+    recalls: ClassVar[tuple[int, ...]] = (1, 5)
+    precisions: ClassVar[tuple[int, ...]] = (5,)
+
+    @functools.cached_property
+    def queries(self) -> tuple[Query, ...]:
+        source = self.source
+        return tuple(
+            Query(source.key(i, j), source.key(i), made.words, (source.key(i, j),))
+            for i, (_, edits) in enumerate(source.edits)
+            for j, made in enumerate(edits)
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return {"gallery": "all scenes and their edits", "edits": self.source.count}
 
 
 @dataclasses.dataclass(frozen=True)

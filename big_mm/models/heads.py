@@ -1,4 +1,4 @@
-"""What turns features into the documented outputs: embeddings, temperature, caption logits."""
+"""What turns features into outputs: embeddings, temperature, caption logits, prototypes."""
 
 import functools
 import math
@@ -86,3 +86,19 @@ def caption_outputs(
     if train:
         out |= {"caption_features": features, "caption_kernel": kernel}
     return out
+
+
+class Prototypes(nn.Module):
+    """Cosines with learned prototypes, behind an MLP (the head of DINO, arXiv:2104.14294)."""
+
+    count: int
+    hidden: int
+    bottleneck: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows count"]:
+        for _ in range(2):
+            x = nn.gelu(nn.Dense(self.hidden)(x))
+        x = unit(nn.Dense(self.bottleneck)(x))
+        kernel = self.param("kernel", nn.initializers.normal(1.0), (self.bottleneck, self.count))
+        return x @ (kernel / jnp.linalg.norm(kernel, axis=0))

@@ -7,11 +7,11 @@
 the same model with one embedding an image and a text.
 """
 
+from big_mm.evaluators import PointingGame
 from big_mm.similarity import Cosine
 from big_mm.spec import choose, spec
 from configs import quickstart
 from experiments import base
-from experiments.filip.localisation import PointingGame
 from experiments.filip.similarity import LateInteraction, TokenDualEncoder
 
 SIMILARITIES = {"filip": LateInteraction, "clip": Cosine}

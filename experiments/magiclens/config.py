@@ -17,13 +17,13 @@ import ml_collections
 from big_mm.data import scenes
 from big_mm.data.transforms import Decode
 from big_mm.evaluators import ComposedRetrieval, composition
+from big_mm.evaluators.composed_benchmarks import SceneEdits
 from big_mm.losses.contrastive import Softmax
 from big_mm.similarity import Cosine
 from big_mm.spec import choose, spec
 from big_mm.training.init_from import InitFrom
 from configs import quickstart
 from experiments import base
-from experiments.magiclens.benchmark import SceneEdits
 from experiments.magiclens.model import Attention, MagicLens, Sum
 
 VARIANTS = ("magiclens", "no_negatives", "sum", "image", "text")

@@ -13,6 +13,7 @@ from big_mm.data.noise import Mismatched
 from big_mm.data.transforms import ChooseCaption, Decode, RandomResizedCrop, Resize, Tokenize, Views
 from big_mm.evaluators import SegmentationProbe, masks
 from big_mm.losses import contrastive
+from big_mm.losses.distillation import Distillation
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.objectives.base import Weighted
 from big_mm.probing.heads import Recipe
@@ -21,7 +22,7 @@ from big_mm.spec import choose, spec
 from configs import quickstart
 from experiments import base
 from experiments.tips.model import TIPS
-from experiments.tips.objective import Distillation, SpatialAwareness
+from experiments.tips.objective import SpatialAwareness
 
 VARIANTS = ("tips", "captions", "clip")
 IMAGE_SIZE, PATCH_SIZE, LOCAL_SIZE, MAX_LEN = 40, 8, 16, 36

@@ -1,29 +1,12 @@
 """A dual encoder with two image embeddings and heads of prototypes (TIPS, arXiv:2410.16512)."""
 
 import jax.numpy as jnp
-from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Num
 
 from big_mm.models.dual_encoder import DualEncoder
-from big_mm.models.heads import unit
+from big_mm.models.heads import Prototypes, unit
 from big_mm.spec import UserError
 from big_mm.types import Outputs
-
-
-class Prototypes(nn.Module):
-    """Cosines with learned prototypes, behind an MLP (the head of DINO, arXiv:2104.14294)."""
-
-    count: int
-    hidden: int
-    bottleneck: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows count"]:
-        for _ in range(2):
-            x = nn.gelu(nn.Dense(self.hidden)(x))
-        x = unit(nn.Dense(self.bottleneck)(x))
-        kernel = self.param("kernel", nn.initializers.normal(1.0), (self.bottleneck, self.count))
-        return x @ (kernel / jnp.linalg.norm(kernel, axis=0))
 
 
 class TIPS(DualEncoder):

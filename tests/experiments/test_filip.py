@@ -9,8 +9,8 @@ from big_mm import mesh as mesh_lib
 from big_mm.data import scenes
 from big_mm.data.examples import Schema
 from big_mm.data.records import TFRecordSource
+from big_mm.evaluators.pointing import _objects
 from big_mm.losses.contrastive import Softmax
-from experiments.filip.localisation import _objects
 from experiments.filip.similarity import LateInteraction
 
 ROWS, PATCHES, LENGTH, WIDTH = 6, 5, 4, 3

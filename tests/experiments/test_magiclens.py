@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from big_mm.evaluators.composed_benchmarks import SceneEdits
 from big_mm.evaluators.composition import Fused, References
 from big_mm.losses.contrastive import Softmax
 from big_mm.predictor import Predictor
 from big_mm.similarity import Cosine
 from big_mm.spec import build, load_config
-from experiments.magiclens.benchmark import SceneEdits
 from experiments.magiclens.model import Attention, MagicLens, Sum
 from tests import tiny
 

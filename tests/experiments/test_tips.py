@@ -10,12 +10,14 @@ import pytest
 from flax import linen as nn
 
 from big_mm.losses import contrastive
+from big_mm.losses.distillation import Distillation
 from big_mm.models.dual_encoder import DualEncoder
+from big_mm.models.heads import Prototypes
 from big_mm.objectives.base import Weighted
 from big_mm.spec import UserError
 from big_mm.types import Aux
-from experiments.tips.model import TIPS, Prototypes
-from experiments.tips.objective import Distillation, SpatialAwareness
+from experiments.tips.model import TIPS
+from experiments.tips.objective import SpatialAwareness
 from tests.models import tiny_models as tiny
 
 CLIP = {"contrastive": contrastive.Softmax()}
