@@ -24,8 +24,6 @@ VARIANTS = ("guided", "seeing")
 BLIND = {"guided": 0.5, "seeing": 0.0, "language": 1.0, "with_language": 0.5}
 SCALES = (1.0, 1.5, 2.0, 3.0)
 EXPONENTS = ((1.0, 0.5), (1.0, 1.0), (2.0, 1.0))
-# Of ten captions six say "two shapes and a shape", three name the colours, one colours and shapes.
-DETAILS = ("groups",) * 6 + ("colours",) * 3 + ("kinds",)
 
 
 def get_config(arg: str = "guided") -> ml_collections.ConfigDict:
@@ -33,7 +31,8 @@ def get_config(arg: str = "guided") -> ml_collections.ConfigDict:
     config = base.captioner(guidance.BlindableCaptioner)
     config.objective.model.blind = BLIND[arg]
     # The language model has read other texts than the captioner: specific ones.
-    config.data.sources = (base.described(("kinds",) if arg == "language" else DETAILS),)
+    details = ("kinds",) if arg == "language" else base.GENERIC_DETAILS
+    config.data.sources = (base.described(details),)
     if arg == "with_language":
         for alpha, beta in EXPONENTS:
             alter = spec(
@@ -52,7 +51,7 @@ def get_config(arg: str = "guided") -> ml_collections.ConfigDict:
 def captioning(scale: float) -> ml_collections.ConfigDict:
     return spec(
         Captioning,
-        source=base.described(DETAILS, "retrieval_seen"),
+        source=base.described(base.GENERIC_DETAILS, "retrieval_seen"),
         decoding=spec(Decoding, guidance=scale),
         figures=(spec(Fit, checkpoint=base.JUDGE, prefix=""),),
         limit=300,
