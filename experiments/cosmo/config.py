@@ -43,8 +43,6 @@ def get_config(arg: str = "cosmo") -> ml_collections.ConfigDict:
     documents = spec(Documents, source=config.data.sources[0], images=IMAGES)
     transforms = (spec(Interleave, pair_len=quickstart.MAX_LEN),)
     config.data = spec(Pipeline, sources=(documents,), transforms=transforms, num_threads=1)
-    # The gates begin as zeros, and a run is short.
-    config.optimizer.multipliers = ((r".*/gate", 10.0),)
     test = quickstart.source(quickstart.DATA, "test_seen")
     in_context = spec(InContext, source=spec(Documents, source=test, images=IMAGES), limit=300)
     config.evaluators = {"retrieval": config.evaluators.retrieval, "in_context": in_context}
