@@ -5,8 +5,8 @@ Set before anything imports JAX or big_mm:
 - this process sees eight CPU devices, so that sharding is tested as such; a subprocess sees one, as
   a user's would;
 - every annotation in big_mm, shapes included, is checked at each call;
-- programs are compiled once, without LLVM's optimisations, which take longer than most programs run,
-  and kept in the repository's own cache directory.
+- programs are compiled once and kept in the repository's own cache directory, without LLVM's
+  optimisations, which take longer than most programs run.
 """
 
 import importlib.util

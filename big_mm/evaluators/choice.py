@@ -124,6 +124,31 @@ class Counts:
 
 
 @dataclasses.dataclass(frozen=True)
+class FirstWord:
+    """The caption with the first of some words exchanged: a question that each of them answers.
+
+    Attributes:
+      words: the answers, such as all colours.
+      caption: text feature, whose first text has at least one of them.
+    """
+
+    words: tuple[str, ...]
+    caption: str = "captions"
+
+    classes: ClassVar[bool] = True
+    ordered: ClassVar[bool] = False
+
+    def of(self, record: Mapping[str, Any]) -> Item:
+        text = _texts(record, self.caption)[0]
+        found = re.search(rf"\b(?:{'|'.join(self.words)})\b", text)
+        if not found:
+            raise UserError(f"record {record['key']!r}: {text!r} has no {', '.join(self.words)}")
+        before, after = text[: found.start()], text[found.end() :]
+        texts = tuple(before + word + after for word in self.words)
+        return Item(texts, self.words.index(found.group()))
+
+
+@dataclasses.dataclass(frozen=True)
 class Attributes:
     """Which attribute one of two objects has, where the other object has another one: the concept
     association bias (arXiv:2212.12043) is the share of images for which the other's is chosen.

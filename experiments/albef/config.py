@@ -13,18 +13,19 @@ import ml_collections
 from big_mm.data import scenes
 from big_mm.data.noise import Mismatched
 from big_mm.evaluators import Choice, Retrieval
+from big_mm.evaluators.choice import FirstWord
 from big_mm.evaluators.retrieval import Rerank
 from big_mm.evaluators.scoring import Matching
 from big_mm.losses.masked import MaskedTokens
 from big_mm.losses.matching import Matching as MatchingLoss
+from big_mm.losses.momentum import MomentumContrast
 from big_mm.models.layers import Transformer
 from big_mm.spec import choose, spec
 from big_mm.training.init_from import InitFrom
 from configs import quickstart
 from experiments import base
 from experiments.albef.model import ALBEF
-from experiments.albef.objective import AlignBeforeFuse, MomentumContrast
-from experiments.albef.questions import FirstWord
+from experiments.albef.objective import AlignBeforeFuse
 
 VARIANTS = ("albef", "no_distillation", "no_itc")
 GALLERY = 150

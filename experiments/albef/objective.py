@@ -1,7 +1,7 @@
-"""Momentum contrast with a queue, hard negatives for matching, and momentum distillation."""
+"""The queue of momentum contrast, hard negatives for matching, and momentum distillation."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,45 +9,13 @@ from jaxtyping import Array, Bool
 
 from big_mm.losses.masked import mask_tokens
 from big_mm.losses.matching import hard_negatives
+from big_mm.losses.momentum import SIDES, scores
 from big_mm.objectives import queue
 from big_mm.objectives.teacher import Teacher
 from big_mm.spec import UserError, choose
-from big_mm.types import Aux, Batch, Mean, Outputs
+from big_mm.types import Aux, Batch, Outputs
 
 NEGATIVES = ("hard", "random")
-SIDES = ("image", "text")
-
-
-@dataclasses.dataclass(frozen=True)
-class MomentumContrast:
-    """InfoNCE with the teacher's embeddings of the batch and of the queue, both ways (ALBEF,
-    equations 1, 2 and 6).
-
-    Rows of equal id are positives and share the target; `alpha` of it is the teacher's softmax.
-    """
-
-    couples: ClassVar[tuple[str, ...]] = ("image_embedding", "text_embedding", "logit_scale")
-
-    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
-        positive_BxK, valid_K = outputs["positive"], outputs["candidate_valid"]
-        own_BxK = positive_BxK / jnp.maximum(positive_BxK.sum(axis=1, keepdims=True), 1)
-        alpha, total, metrics = outputs["alpha"], 0.0, {}
-        for here, there in (SIDES, SIDES[::-1]):
-            logits, taught = (
-                jnp.where(valid_K, scores(outputs, f"{who}{here}", there), -1e9)
-                for who in ("", "teacher_")
-            )
-            target = alpha * jax.nn.softmax(jax.lax.stop_gradient(taught)) + (1 - alpha) * own_BxK
-            total -= (target * jax.nn.log_softmax(logits)).sum(axis=1) / 2
-            found = jnp.take_along_axis(positive_BxK, logits.argmax(axis=1)[:, None], axis=1)[:, 0]
-            metrics[f"{here}_to_{there}_accuracy"] = Mean.of(found, valid_K[: len(found)])
-        return Mean.of(total, valid_K[: len(total)]), metrics
-
-
-def scores(outputs: Outputs, query: str, there: str) -> Array:
-    """Scaled cosines [B,K] of the batch's embeddings with the candidates of the other side."""
-    own, other = outputs[f"{query}_embedding"], outputs[f"candidate_{there}"]
-    return outputs["logit_scale"] * jnp.matmul(own, other.T, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

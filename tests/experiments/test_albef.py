@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from big_mm.evaluators.choice import FirstWord
 from big_mm.losses.masked import MaskedTokens, mask_tokens
 from big_mm.losses.matching import Matching
+from big_mm.losses.momentum import MomentumContrast
 from big_mm.mesh import single_device_mesh
 from big_mm.objectives import queue
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError, build
 from big_mm.types import Aux
 from experiments.albef.model import ALBEF
-from experiments.albef.objective import AlignBeforeFuse, MomentumContrast
-from experiments.albef.questions import FirstWord
+from experiments.albef.objective import AlignBeforeFuse
 from tests import tiny as whole
 from tests.models import tiny_models as tiny
 
