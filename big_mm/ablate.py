@@ -13,6 +13,7 @@ seed with its 95 % t-interval, which for three seeds is 2.5 standard deviations 
 """
 
 import argparse
+import collections
 import dataclasses
 import itertools
 import json
@@ -156,11 +157,16 @@ def to_markdown(lines: Sequence[Line]) -> str:
     arms, others = list(lines[0].values), list(lines[0].differences)
     head = ["", *(f"`{arm}`" for arm in arms), *(f"`{arms[0]}` - `{other}`" for other in others)]
     cells = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    of_label = collections.defaultdict(set)
+    for line in lines:
+        of_label[line.row.label, line.row.variant].add(line.row.evaluator)
     for line in lines:
         shown = [_spread(values, line.row.unit) for values in line.values.values()]
         shown += [_difference(found, line.row.unit) for found in line.differences.values()]
-        variant = f" ({line.row.variant.replace('_', ' ')})" if line.row.variant else ""
-        cells.append([f"{line.row.label}{variant}", *shown])
+        label, variant = line.row.label, line.row.variant
+        # Evaluators of one kind whose names share no beginning are told apart by their names.
+        told = line.row.evaluator if len(of_label[label, variant]) > 1 else variant
+        cells.append([f"{label} ({told.replace('_', ' ')})" if told else label, *shown])
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 

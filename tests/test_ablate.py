@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from big_mm import ablate, spec
+from big_mm.report.table import Row
 from tests.training import runs, toy
 
 
@@ -58,6 +59,22 @@ def test_a_difference_is_a_paired_t_interval():
     assert ablate.Difference.of(ours - theirs, lower_is_better=True).better == 1
     one = ablate.Difference.of(np.array([0.1]), False)
     assert (one.value, one.low, one.better) == (0.1, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("evaluators", "labels"),
+    [
+        ({"at_home": "", "abroad": ""}, ["CIDEr (at home)", "CIDEr (abroad)"]),
+        ({"captioning": "", "captioning_unseen": "unseen"}, ["CIDEr", "CIDEr (unseen)"]),
+    ],
+)
+def test_evaluators_of_one_kind_are_told_apart(evaluators, labels):
+    shared = {"metric": "cider", "value": 1.0, "chance": None, "low": None, "high": None}
+    shared |= {"protocol": {}, "label": "CIDEr", "text": "", "unit": "score", "family": ""}
+    shared |= {"headline": True, "lower_is_better": False}
+    rows = [Row(evaluator=name, variant=variant, **shared) for name, variant in evaluators.items()]
+    made = ablate.to_markdown([ablate.Line(row, {"arm": [1.0]}, {}) for row in rows])
+    assert [line.split(" | ")[0] for line in made.splitlines()[2:]] == [f"| {x}" for x in labels]
 
 
 @pytest.mark.parametrize(
