@@ -159,7 +159,7 @@ def _softmax(
     def pairs(scores: Float[Array, "images texts"]) -> Pairs:
         logits = shared["scale"] * scores
         terms = {"positives": positive, "target": jnp.where(positive, logits, 0.0)}
-        return Pairs(logits, {"logits": logits}, terms)
+        return Pairs(scores, {"logits": logits}, terms)
 
     to_text, to_image = similarity(image.values, text.values)
     by_image = pairs(to_text)
@@ -191,9 +191,7 @@ class Sigmoid(Contrastive):
 def _sigmoid(
     similarity: Similarity, shared: Shared, image: Rows, text: Rows
 ) -> tuple[Pairs, Pairs]:
-    to_text, to_image = (
-        shared["scale"] * scores + shared["bias"]
-        for scores in similarity(image.values, text.values)
-    )
-    answers = jnp.where(_positive(image, text), to_text, -to_text)
+    to_text, to_image = similarity(image.values, text.values)
+    logits = shared["scale"] * to_text + shared["bias"]
+    answers = jnp.where(_positive(image, text), logits, -logits)
     return Pairs(to_text, {}, {"loss": -jax.nn.log_sigmoid(answers)}), Pairs(to_image, {}, {})

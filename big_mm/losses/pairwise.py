@@ -61,12 +61,13 @@ class Pairs(NamedTuple):
     """What is reduced of a tile of pairs.
 
     Attributes:
-      logits: ranks the pairs.
+      scores: ranks the pairs, as a matrix product gives them: arithmetic behind it may be computed
+        again, and rounded otherwise, where the largest one is looked for.
       exponents: reduced by a log-sum-exp, by name.
       terms: reduced by a sum, by name.
     """
 
-    logits: Float[Array, "rows columns"]
+    scores: Float[Array, "rows columns"]
     exponents: dict[str, Float[Array, "rows columns"]]
     terms: dict[str, Shaped[Array, "rows columns"]]
 
@@ -76,7 +77,7 @@ class Reduced(NamedTuple):
     rows that are not valid.
 
     Attributes:
-      best: the index of the largest logit, the first one if several are equal.
+      best: the index of the largest score, the first one if several are equal.
       exponents: log-sum-exps, by name.
       terms: sums, by name.
     """
@@ -167,7 +168,7 @@ def _masked(
 
     return tuple(
         Pairs(
-            jax.lax.stop_gradient(low(said.logits)),
+            jax.lax.stop_gradient(low(said.scores)),
             jax.tree.map(low, said.exponents),
             jax.tree.map(lambda x: jnp.where(keep, x, 0).astype(jnp.float32), said.terms),
         )
@@ -182,7 +183,7 @@ def _in_float32(rows: Rows) -> Rows:
 class _Statistics(NamedTuple):
     """`Reduced` while it can still be joined."""
 
-    best: tuple[Array, Array]  # the largest logit and its index
+    best: tuple[Array, Array]  # the largest score and its index
     exponents: dict[str, tuple[Array, Array]]  # the maximum, and the sum of exp(. - maximum)
     terms: dict[str, Array]
 
@@ -220,7 +221,7 @@ def _statistics(pairs: PairsFn) -> Reduction:
 
 def _entries(said: Pairs, index: Array) -> _Statistics:
     """The statistics of single pairs."""
-    best = said.logits, jnp.broadcast_to(index, said.logits.shape)
+    best = said.scores, jnp.broadcast_to(index, said.scores.shape)
     return _Statistics(
         best, {k: (x, jnp.ones_like(x)) for k, x in said.exponents.items()}, said.terms
     )
