@@ -9,7 +9,8 @@ the file lists in VARIANTS. The first arm is compared with each other one. Every
 `python -m big_mm.train` of its own in WORKDIR/ARM-SEED, one after the other; what is finished is
 not run again, and an interrupted one goes on from its checkpoint. WORKDIR gets ablation.json and
 ablation.md: mean and standard deviation over the seeds, and the difference between arms of equal
-seed with its 95 % t-interval, which for three seeds is 2.5 standard deviations wide to either side.
+seed with its 95 % t-interval, which for three seeds is 2.5 standard deviations wide to either side;
+and ablation.svg, a picture of the same.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from etils import epath
 from jaxtyping import Float
 
 from big_mm import spec
+from big_mm.report import arms as arms_lib
 from big_mm.report import table
 from big_mm.report.table import Row, format_bounds, format_value
 from big_mm.spec import UserError
@@ -157,17 +159,35 @@ def to_markdown(lines: Sequence[Line]) -> str:
     arms, others = list(lines[0].values), list(lines[0].differences)
     head = ["", *(f"`{arm}`" for arm in arms), *(f"`{arms[0]}` - `{other}`" for other in others)]
     cells = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    of_label = collections.defaultdict(set)
-    for line in lines:
-        of_label[line.row.label, line.row.variant].add(line.row.evaluator)
-    for line in lines:
+    for label, line in zip(_labels(lines), lines, strict=True):
         shown = [_spread(values, line.row.unit) for values in line.values.values()]
         shown += [_difference(found, line.row.unit) for found in line.differences.values()]
-        label, variant = line.row.label, line.row.variant
-        # Evaluators of one kind whose names share no beginning are told apart by their names.
-        told = line.row.evaluator if len(of_label[label, variant]) > 1 else variant
-        cells.append([f"{label} ({told.replace('_', ' ')})" if told else label, *shown])
+        cells.append([label, *shown])
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def to_svg(lines: Sequence[Line]) -> str:
+    """The picture: a panel a metric, each arm's seeds and their mean."""
+    made = {}
+    for label, line in zip(_labels(lines), lines, strict=True):
+        share = line.row.unit == "share"
+        values = {a: [(100 if share else 1) * x for x in v] for a, v in line.values.items()}
+        made[f"{label}, %" if share else label] = values
+    return arms_lib.svg(made)
+
+
+def _labels(lines: Sequence[Line]) -> list[str]:
+    """What to call each line, all different."""
+    evaluators = collections.defaultdict(set)
+    for line in lines:
+        evaluators[line.row.label, line.row.variant].add(line.row.evaluator)
+    made = []
+    for row in (line.row for line in lines):
+        # Evaluators of one kind whose names share no beginning are told apart by their names.
+        several = len(evaluators[row.label, row.variant]) > 1
+        told = row.evaluator if several else row.variant
+        made.append(f"{row.label} ({told.replace('_', ' ')})" if told else row.label)
+    return made
 
 
 def _name(row: Row) -> str:
@@ -229,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = to_markdown(lines)
     rich.console.Console().print(rich.markdown.Markdown(text))
     writers.write_whole(folder / "ablation.md", text)
+    writers.write_whole(folder / "ablation.svg", to_svg(lines))
     record = {_name(line.row): dataclasses.asdict(line) for line in lines}
     writers.write_whole(folder / "ablation.json", json.dumps(record, indent=1) + "\n")
     return 0

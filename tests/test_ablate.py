@@ -42,6 +42,7 @@ def test_arms_are_trained_once_and_compared(config_file, tmp_path, capfd):
     difference = values["quick"] - values["still"]
     assert found["differences"]["still"]["value"] == pytest.approx(difference)
     assert (folder / "ablation.md").read_text().startswith("|  | `quick` | `still` | `quick` - ")
+    assert "<svg" in (folder / "ablation.svg").read_text()
     # What is finished stays; what is not goes on; what is another run is refused.
     (folder / "still-3" / "evaluation.json").unlink()
     assert ablate.main([*command, "--config.steps=4"]) == 0

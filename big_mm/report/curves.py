@@ -13,7 +13,7 @@ import matplotlib.ticker
 from big_mm.report.table import Row, variant_label, variants_of
 
 INK, GREY, BLUE, ORANGE = "#1a1d21", "#6b7280", "#1f5fa8", "#c2570c"
-_STYLE = {
+STYLE = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.edgecolor": "#c9ced6",
@@ -92,7 +92,7 @@ def history(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[Pan
 
 def svg(panel: Panel) -> str:
     """The panel as the data URI of an SVG."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(4.6, 2.5), layout="constrained")
         axes = figure.add_subplot()
         for (label, (steps, values)), colour in zip(
