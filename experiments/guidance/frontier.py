@@ -37,8 +37,8 @@ def draw(workdir: pathlib.Path) -> Figure:
                 continue
             means = [[np.mean(at[key]) for at in found.values()] for key in ("cider", metric)]
             # Only scales of guidance lie on a curve.
-            style = "" if line == "with_language" else "-"
-            axes.plot(*means, style, marker="o", ms=4, color=colour, label=line.replace("_", " "))
+            style = "o" if line == "with_language" else "o-"
+            axes.plot(*means, style, ms=4, color=colour, label=line.replace("_", " "))
             for seed in range(min(len(at["cider"]) for at in found.values())):
                 each = [[at[key][seed] for at in found.values()] for key in ("cider", metric)]
                 axes.plot(*each, "o", ms=2.5, color=colour, alpha=0.4)
