@@ -202,8 +202,7 @@ def _heat(number: int, variants: Mapping[str, Mapping[str, Any]]) -> str:
     for variant, artifact in variants.items():
         if count := artifact["examples"][number]:
             share = artifact["right"][number] / count
-            depth = round(12 + 70 * share)
-            colour = f"color-mix(in srgb, #1f5fa8 {depth}%, white)"
+            colour = f"rgba(31,95,168,{0.12 + 0.7 * share:.2f})"
             ink = "#fff" if share > 0.6 else "inherit"
             outline = ' class="variant"' if variant else ""
             title = f"{artifact['right'][number]} of {count}"
