@@ -38,8 +38,8 @@ def workers() -> list[int]:
 def test_a_worker_that_dies_or_stops_is_named(shards, contract, how):
     data = pipeline.Pipeline(records.TFRecordSource(shards), num_workers=2, timeout=15.0)
     batches = data.batches(contract, 16, seed=0)
-    next(batches)
-    first, second = sorted(workers())
+    next(batches), next(batches)  # one of each worker: both have started
+    _, second = sorted(workers())
     os.kill(second, how)
     with pytest.raises(Stalled) as error:
         list(itertools.islice(batches, 100))
