@@ -13,13 +13,12 @@ from big_mm.data import scenes
 from big_mm.data.pipeline import Pipeline
 from big_mm.data.scenes import SceneSource, World
 from big_mm.data.shots import Shots
-from big_mm.data.tokenizers import SentencePiece
 from big_mm.data.transforms import ChooseCaption, ClassTexts, Decode, Tokenize
 from big_mm.evaluators import LinearProbe, ZeroShot
 from big_mm.losses.classification import ClassTexts as Classification
 from big_mm.models.prompted import PromptedDualEncoder
 from big_mm.objectives.base import Weighted
-from big_mm.spec import CLASS, spec
+from big_mm.spec import CLASS, build, spec
 from big_mm.training.init_from import InitFrom
 from big_mm.training.optimizer import AdamW
 from big_mm.training.schedules import WarmupCosine
@@ -67,15 +66,18 @@ def probe(shots: int, seed) -> ml_collections.ConfigDict:
     return spec(LinearProbe, train=train, validation=validation, test=test)
 
 
-def task(shots: int = 16, **prompts) -> ml_collections.ConfigDict:
-    """A run that learns prompts (options of `PromptedDualEncoder`) from `shots` of each base class;
-    the run's seed chooses them.
+def task(shots: int = 16, specific: bool = False, **prompts) -> ml_collections.ConfigDict:
+    """A run that learns prompts (options of `PromptedDualEncoder`) from `shots` of each base class,
+    which the run's seed chooses; if `specific`, a context of its own for each class.
     """
     config = base.clip()
     with config.unlocked():
         config.seed = 0
-    tokenizer = SentencePiece(config.contract.tokenizer.path)
-    words = tuple(tokenizer.encode_batch([WORDS])[0])
+    contract = build(config.contract)
+    words = tuple(contract.tokenizer.encode_batch([WORDS])[0])
+    if specific:
+        rows = zip(*contract.text(names(BASE)), strict=True)
+        prompts["classes"] = tuple(tuple(tokens[mask].tolist()) for tokens, mask in rows)
     towers = {key: value for key, value in config.objective.model.items() if key != CLASS}
     for tower in ("image", "text"):
         towers[tower].blocks.unroll = 1  # compiles sooner, for a run as short as this

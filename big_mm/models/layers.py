@@ -17,6 +17,8 @@ from big_mm import mesh
 from big_mm.models.attention import IMPLEMENTATIONS, ContextMask, Mask, attention
 from big_mm.spec import UserError, choose
 
+# Tokens that stand in for some of a layer's: for each layer, and perhaps each row its own.
+Inserted = Float[Array, "layers count width"] | Float[Array, "batch layers count width"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
     "gelu_exact": functools.partial(nn.gelu, approximate=False),
@@ -239,24 +241,23 @@ class Block(nn.Module):
         return branch * scale.astype(branch.dtype)
 
 
-def insertions(
-    tokens: Float[Array, "layers count width"], start: int, length: int, depth: int
-) -> dict[str, Array]:
+def insertions(tokens: Inserted, start: int, length: int, depth: int) -> dict[str, Array]:
     """For each of `depth` layers, which of its `length` inputs are replaced, and by what: those
     from `start` on of the layers behind the first by `tokens`, as far as these go.
 
     Raises:
       UserError: tokens for more layers than there are behind the first.
     """
-    layers, count, width = tokens.shape
+    *rows, layers, count, width = tokens.shape
     if layers >= depth:
         raise UserError(
             f"tokens to insert behind each of {layers} layers, but a stack of depth={depth} has "
             f"{depth - 1} that are not its last"
         )
-    place = (slice(1, layers + 1), slice(start, start + count))
-    slots = jnp.zeros((depth, length), bool).at[place].set(True)
-    values = jnp.zeros((depth, length, width), tokens.dtype).at[place].set(tokens)
+    by_layer, at = slice(1, layers + 1), slice(start, start + count)
+    slots = jnp.zeros((depth, length), bool).at[by_layer, at].set(True)
+    values = jnp.zeros((depth, *rows, length, width), tokens.dtype)
+    values = values.at[by_layer, ..., at, :].set(jnp.moveaxis(tokens, -3, 0))
     return {"slots": slots, "tokens": values}
 
 
@@ -333,7 +334,7 @@ class Transformer(nn.Module):
         context: Float[Array, "batch memory context_width"] | None = None,
         *,
         context_mask: ContextMask | None = None,
-        inserted: Float[Array, "layers count width"] | None = None,
+        inserted: Inserted | None = None,
         insert_at: int = 0,
         train: bool = False,
         index: Int[Array, ""] | None = None,
@@ -343,8 +344,8 @@ class Transformer(nn.Module):
         context, such as a text's padding. A target that sees none of the context gets nothing from
         it.
 
-        The tokens from `insert_at` on of layer i + 1's input are replaced by inserted[i], such as
-        the deep prompts of arXiv:2203.12119; x is the input of layer 0.
+        The tokens from `insert_at` on of layer i + 1's input are replaced by those of layer i in
+        `inserted`, such as the deep prompts of arXiv:2203.12119; x is the input of layer 0.
 
         With `index`, the position of x[:, 0], past keys and values come from the "cache"
         collection ([depth, batch, max_len, heads, dim]) and the new ones go there. `context` is
@@ -358,7 +359,7 @@ class Transformer(nn.Module):
             if self.cross_attention and context is None:
                 past["cross"] = self.get_variable("cache", "cross")
         replaced: dict[str, Array] = {}
-        if inserted is not None and len(inserted):
+        if inserted is not None and inserted.shape[-3]:
             replaced = insertions(inserted, insert_at, x.shape[1], self.depth)
         x, new = self._stack(train)(x, past, mask, context, context_mask, index, replaced)
         for name, kv in new.items():

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from big_mm import mesh
 from big_mm.models.attention import Mask
-from big_mm.models.layers import Transformer
+from big_mm.models.layers import Inserted, Transformer
 from big_mm.spec import UserError, choose
 
 POOLS = ("none", "cls", "first", "last", "eos", "argmax", "mean")
@@ -112,37 +112,48 @@ class TextTransformer(nn.Module):
         context: Float[Array, "batch source context_width"] | None = None,
         *,
         mask: Mask | None = None,
-        prompts: Float[Array, "layers count width"] | None = None,
+        prompts: Inserted | None = None,
+        prompts_after: Int[Array, "batch count"] | None = None,
         train: bool = False,
     ) -> dict[str, Array]:
         """`tokens` [batch, length, width], normed; `residual`, the same before the norm; `pooled`
         [batch, output_width] unless pool is "none". `mask` is used in place of the tower's own.
 
-        With `prompts`, prompts[0] are `count` further embeddings between the first token (bos) and
-        the words, and prompts[i] stand in their place in the input of layer i. They take up
-        positions, and are left out of `tokens` and `residual`.
+        With `prompts`, the first layer's are further embeddings between the first token (bos) and
+        the words, or each behind as many of its row's tokens as `prompts_after` says, in ascending
+        order; those of layer i stand in their place in its input. They take up positions, and are
+        left out of `tokens` and `residual`.
 
         Raises:
-          UserError: the batch, prompts included, is longer than `max_len`.
+          UserError: the batch, prompts included, is longer than `max_len`; `prompts_after` with
+            prompts of several layers.
         """
-        count = 0 if prompts is None else prompts.shape[1]
-        tokens, token_mask = _with_slots(tokens, count), _with_slots(token_mask, count)
+        x, slots = self._embed(tokens), None
+        if prompts is not None:
+            count = prompts.shape[-2]
+            order, slots = _prompt_order(tokens.shape, prompts.shape[-3:], prompts_after)
+            first = jnp.broadcast_to(prompts[..., 0, :, :], (len(x), *prompts.shape[-2:]))
+            x = _ordered(x, first.astype(x.dtype), order)
+            # A prompt counts as one more bos, which ends no text.
+            tokens, token_mask = (
+                _ordered(row, jnp.repeat(row[:, :1], count, axis=1), order)
+                for row in (tokens, token_mask)
+            )
         length = self._length(tokens)
-        positions = self.positions[self.position_offset :][:length]
-        x = self._embed(tokens, positions, None if prompts is None else prompts[0])
+        x = self._placed(x, self.positions[self.position_offset :][:length])
         if self.pool == "cls":
             cls = (self.cls + self.positions[-1]).astype(x.dtype)
             cls = jnp.broadcast_to(cls, (x.shape[0], 1, x.shape[2]))
             x = jnp.concatenate([x, cls], axis=1)
         mask = self._mask(token_mask) if mask is None else mask
-        deep = None if prompts is None else prompts[1:]
+        deep = None if prompts is None else prompts[..., 1:, :, :]
         x = self.blocks(
             self._normed(x, "post"), mask, context, inserted=deep, insert_at=1, train=train
         )
         normed = self._normed(x, "pre")
         out = {"tokens": normed[:, :length], "residual": x[:, :length]}
-        if count:
-            out = {k: jnp.delete(v, jnp.s_[1 : 1 + count], axis=1) for k, v in out.items()}
+        if slots is not None:
+            out = {k: jnp.take_along_axis(v, slots[..., None], axis=1) for k, v in out.items()}
         if self.pool != "none":
             pooled = self._pooled(normed, tokens, token_mask)
             out["pooled"] = nn.tanh(self.pre_logits(pooled)) if self.rep_size else pooled
@@ -163,7 +174,7 @@ class TextTransformer(nn.Module):
         start = self.position_offset + index
         positions = jax.lax.dynamic_slice_in_dim(self.positions, start, length)
         mask = cache_mask(index, length, self.max_len) if mask is None else mask
-        x = self._normed(self._embed(tokens, positions), "post")
+        x = self._normed(self._placed(self._embed(tokens), positions), "post")
         x = self.blocks(x, mask, context, index=index, max_len=self.max_len)
         return {"tokens": self._normed(x, "pre"), "residual": x}
 
@@ -178,14 +189,13 @@ class TextTransformer(nn.Module):
             )
         return tokens.shape[1]
 
-    def _embed(self, tokens: Array, positions: Array, prompts: Array | None = None) -> Array:
-        dtype = self.blocks.dtype
+    def _embed(self, tokens: Array) -> Array:
+        return mesh.by_rows(self.embedding[tokens].astype(self.blocks.dtype))
+
+    def _placed(self, x: Array, positions: Array) -> Array:
         if self.token_types:
             positions = positions + self.types[0]
-        x = mesh.by_rows(self.embedding[tokens].astype(dtype))
-        if prompts is not None:
-            x = x.at[:, 1 : 1 + len(prompts)].set(prompts.astype(dtype))
-        return x + positions.astype(dtype)
+        return x + positions.astype(x.dtype)
 
     def _mask(self, token_mask: Array) -> Mask | None:
         if self.pool == "cls":
@@ -210,9 +220,28 @@ class TextTransformer(nn.Module):
         return _at(x, jnp.maximum(valid.sum(axis=1) - 1, 0))
 
 
-def _with_slots(x: Shaped[Array, "batch length"], count: int) -> Shaped[Array, "batch slots"]:
-    """With `count` copies of the first column behind it, for prompts: bos, which ends no text."""
-    return jnp.concatenate([jnp.repeat(x[:, :1], count + 1, axis=1), x[:, 1:]], axis=1)
+def _prompt_order(
+    text: tuple[int, int], prompts: tuple[int, int, int], after: Int[Array, "batch count"] | None
+) -> tuple[Int[Array, "batch slots"], Int[Array, "batch length"]]:
+    """Of each slot, what stands there: a token, or a prompt, counted on behind the tokens; and of
+    each token its slot. From the shapes [batch, length] and [layers, count, width].
+    """
+    (rows, length), (layers, count, _) = text, prompts
+    if after is not None and layers > 1:
+        raise UserError(
+            f"prompts of {layers} layers, of which those behind the first stand behind bos: "
+            "prompts_after needs those of one layer"
+        )
+    after = jnp.ones((rows, count), jnp.int32) if after is None else after
+    # Token i at 2 i + 1, so that a prompt behind n tokens is at 2 n.
+    tokens = jnp.broadcast_to(2 * jnp.arange(length) + 1, (rows, length))
+    order = jnp.argsort(jnp.concatenate([tokens, 2 * after], axis=1), axis=1)
+    return order, jnp.argsort(order, axis=1)[:, :length]
+
+
+def _ordered(x: Array, further: Array, order: Int[Array, "batch slots"]) -> Array:
+    joined = jnp.concatenate([x, further], axis=1)
+    return jnp.take_along_axis(joined, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
 def _at(x: Float[Array, "batch length width"], index: Int[Array, " batch"]) -> Array:

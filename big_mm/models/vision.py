@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Num
 
 from big_mm import mesh
-from big_mm.models.layers import Transformer, rematerialised, scaled_normal
+from big_mm.models.layers import Inserted, Transformer, rematerialised, scaled_normal
 from big_mm.models.pooling import AttentionalPooler
 from big_mm.spec import UserError, choose
 
@@ -132,7 +132,7 @@ class VisionTransformer(nn.Module):
         image: Num[Array, "batch height width 3"],
         patch_mask: Bool[Array, "batch patches"] | None = None,
         *,
-        prompts: Float[Array, "layers count tower_width"] | None = None,
+        prompts: Inserted | None = None,
         train: bool = False,
     ) -> dict[str, Array]:
         """`tokens` [batch, patches (+ cls in front), width], normed; `cls` and `patches`, the two
@@ -141,8 +141,8 @@ class VisionTransformer(nn.Module):
         Args:
           image: values in 0..255 of any number type.
           patch_mask: true for patches whose content is hidden by the mask token.
-          prompts: further tokens behind the patches, which only the layers see: prompts[0] in the
-            first layer's input, prompts[i] in their place in layer i's (arXiv:2210.03117).
+          prompts: further tokens behind the patches, which only the layers see: the first layer's
+            in its input, those of layer i in their place in its input (arXiv:2210.03117).
 
         Raises:
           UserError: images of another size without `any_size`, a mask without `mask_token`.
@@ -169,12 +169,12 @@ class VisionTransformer(nn.Module):
         x = self._with_prefix(x, self._positions(grid, cls).astype(x.dtype), cls)
         own = x.shape[1]
         if prompts is not None:
-            first = jnp.broadcast_to(prompts[0], (len(x), *prompts.shape[1:]))
+            first = jnp.broadcast_to(prompts[..., 0, :, :], (len(x), *prompts.shape[-2:]))
             x = jnp.concatenate([x, first.astype(x.dtype)], axis=1)
         if self.pre_norm:
             x = self._norm("pre_norm")(x)
         if prompts is not None:
-            x = blocks(x, inserted=prompts[1:], insert_at=own, train=train)[:, :own]
+            x = blocks(x, inserted=prompts[..., 1:, :, :], insert_at=own, train=train)[:, :own]
         else:
             x = blocks(x, train=train)
         if self.registers:

@@ -42,14 +42,15 @@ def prompted(pool="cls", **options):
     """A model, and its parameters: those of a dual encoder, and prompts as they begin."""
     made = PromptedDualEncoder(**towers(pool), **options)
     plain = tiny.variables(DualEncoder(**towers(pool)))["params"]
-    short = tiny.batch() | dict(zip(("tokens", "token_mask"), narrow(texts([5])), strict=True))
+    slots = narrow(texts([5]), options["length"])
+    short = tiny.batch() | dict(zip(("tokens", "token_mask"), slots, strict=True))
     fresh = jax.jit(made.init)(jax.random.key(1), short | {"image": short["image"][:1]})["params"]
     return made, {"params": plain | {"prompts": fresh["prompts"]}}, {"params": plain}
 
 
-def narrow(rows):
+def narrow(rows, count=2):
     """Without the slots that the prompts need."""
-    return tuple(row[:, : -len(WORDS)] for row in rows)
+    return tuple(row[:, :-count] for row in rows)
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -63,6 +64,56 @@ def test_initialised_with_the_words_it_is_the_hand_prompt(pool):
     # The outputs are of the words, as without prompts.
     assert found["text_tokens"].shape[1] == tiny.LENGTH - 2
     np.testing.assert_array_equal(found["text_tokens"][:, 1:], hand["text_tokens"][:, 3:])
+
+
+@pytest.mark.parametrize("position, before", [("end", 3), ("middle", 1), ("front", 0)])
+def test_the_words_stand_before_around_or_behind_the_name(position, before):
+    words, names = (7, 9, 11), [[5], [6, 8], [10, 11, 12]]
+    made, variables, plain = prompted(length=3, words=words, class_position=position)
+    by_hand = [[*words[:before], *name, *words[before:]] for name in names]
+    expected = tiny.method(DualEncoder(**towers()), "encode_text")(plain, *texts(*by_hand))
+    found = tiny.method(made, "encode_text")(variables, *narrow(texts(*names), 3))
+    np.testing.assert_array_equal(found["text_embedding"], expected["text_embedding"])
+    for row, name in enumerate(names):
+        places = [0, *(1 + before + i for i in range(len(name))), 4 + len(name)]  # with bos, eos
+        np.testing.assert_array_equal(
+            found["text_tokens"][row, : len(places)], expected["text_tokens"][row, places]
+        )
+
+
+def test_each_class_has_its_own_context():
+    names = [[5], [6, 8], [10, 11, 12]]
+    tokens, mask = narrow(texts(*names))
+    classes = tuple((1, *name, tiny.VOCAB - 1) for name in names)
+    shared, variables, _ = prompted(length=2)
+    specific = dataclasses.replace(shared, classes=classes)
+    first = variables["params"]["prompts"]["first"]
+
+    @jax.jit
+    def run(first, tokens, mask):
+        """Embeddings, and the slope of each, in some direction, by every context."""
+
+        def embed(first):
+            params = {"params": variables["params"] | {"prompts": {"first": first}}}
+            out = specific.apply(params, tokens, mask, method="encode_text")["text_embedding"]
+            return out @ jnp.arange(12.0), out
+
+        slopes, out = jax.jacrev(embed, has_aux=True)(first)
+        return out, slopes
+
+    # In another order than that of the classes.
+    order = [2, 0, 1]
+    rows = [tokens[jnp.array(order)], mask[jnp.array(order)]]
+    equal, slopes = run(jnp.stack([first] * 3), *rows)
+    expected = tiny.method(shared, "encode_text")(variables, *rows)["text_embedding"]
+    np.testing.assert_allclose(equal, expected, atol=1e-6)
+    moved = np.abs(slopes).max(axis=(2, 3)) > 1e-6
+    np.testing.assert_array_equal(moved, np.eye(3, dtype=bool)[order])
+    # A longer text, a shorter one, and padding that the mask does not hide.
+    others, seen = narrow(texts([5, 6], [6], [6, 8]))
+    others, seen = others.at[2, 4].set(3), seen.at[2, 4].set(True)
+    unknown, _ = run(jnp.stack([first] * 3), others, seen)
+    assert np.isnan(unknown).all()
 
 
 def test_the_loss_is_that_of_a_loop():
@@ -120,6 +171,30 @@ def test_prompts_that_make_no_sense():
     made = dataclasses.replace(made, depth=1)
     with pytest.raises(UserError, match="11 tokens a caption for a text tower of max_len=8"):
         encode(made, texts([5]))
+    made = dataclasses.replace(made, class_position="front", depth=2)
+    with pytest.raises(UserError, match="class_position='front' needs depth=1, not 2"):
+        encode(made, tokens)
+    made = dataclasses.replace(made, class_position="end", classes=((1, 5, 19), (1, 5, 19)))
+    with pytest.raises(UserError, match="two of them have the same tokens"):
+        encode(made, tokens)
+    with pytest.raises(UserError, match="image_prompts=True needs prompts that all classes share"):
+        encode(dataclasses.replace(made, image_prompts=True), tokens)
+    tower = tiny.text("cls")
+    two = jnp.zeros((2, 1, tiny.WIDTH))
+    with pytest.raises(UserError, match="prompts_after needs those of one layer"):
+        jax.eval_shape(
+            lambda: tower.init(
+                jax.random.key(0), *tokens, prompts=two, prompts_after=jnp.ones((1, 1), int)
+            )
+        )
+
+
+def test_the_texts_of_the_task_are_those_of_its_contexts(in_world):
+    run = spec.build(get_config("coop1_csc"))
+    (texts,) = (t for t in run.data.transforms if isinstance(t, transforms.ClassTexts))
+    tokens, mask = run.contract.text(texts.classnames)
+    found = [tuple(row[valid].tolist()) for row, valid in zip(tokens, mask, strict=True)]
+    assert tuple(found) == run.objective.model.classes and len(found) == 26
 
 
 def test_every_record_has_the_texts_of_all_classes(in_world):
