@@ -4,7 +4,8 @@
     python -m big_mm.ablate --config experiments/filip/config.py --workdir runs/filip
 
 `filip` compares patches with words, in its loss and when it is evaluated; `clip`, its ablation, is
-the same model with one embedding an image and a text.
+the same model with one embedding an image and a text. `selected` is `filip` whose loss sees a
+quarter of the patches and words; its evaluation sees them all.
 """
 
 from big_mm.evaluators import PointingGame
@@ -12,9 +13,10 @@ from big_mm.similarity import Cosine
 from big_mm.spec import choose, spec
 from configs import quickstart
 from experiments import base
+from experiments.filip.selection import Selected
 from experiments.filip.similarity import LateInteraction, TokenDualEncoder
 
-SIMILARITIES = {"filip": LateInteraction, "clip": Cosine}
+SIMILARITIES = {"filip": LateInteraction, "clip": Cosine, "selected": LateInteraction}
 VARIANTS = tuple(SIMILARITIES)
 
 
@@ -23,6 +25,9 @@ def get_config(arg="filip"):
     similarity = spec(SIMILARITIES[arg])
     config = base.clip(TokenDualEncoder)
     config.objective.losses.contrastive.similarity = similarity
+    if arg == "selected":
+        loss = config.objective.losses.contrastive
+        config.objective.losses.contrastive = spec(Selected, loss=loss, share=0.25, group=32)
     for kinds in ("seen", "unseen"):
         suffix = "" if kinds == "seen" else f"_{kinds}"
         for name in ("retrieval", "zero_shot"):
