@@ -4,8 +4,8 @@
     python -m big_mm.ablate --config experiments/filip/config.py --workdir runs/filip
 
 `filip` compares patches with words, in its loss and when it is evaluated; `clip`, its ablation, is
-the same model with one embedding an image and a text. `selected` is `filip` whose loss sees a
-quarter of the patches and words; its evaluation sees them all.
+the same model with one embedding an image and a text. The loss of `patches` sees a quarter of the
+patches, that of `selected` a quarter of the words too; evaluation sees them all.
 """
 
 from big_mm.evaluators import PointingGame
@@ -16,18 +16,21 @@ from experiments import base
 from experiments.filip.selection import Selected
 from experiments.filip.similarity import LateInteraction, TokenDualEncoder
 
-SIMILARITIES = {"filip": LateInteraction, "clip": Cosine, "selected": LateInteraction}
-VARIANTS = tuple(SIMILARITIES)
+SELECTED = {
+    "patches": {"image_share": 0.25, "text_share": 1.0},
+    "selected": {"image_share": 0.25, "text_share": 0.25},
+}
+VARIANTS = ("filip", "clip", *SELECTED)
 
 
 def get_config(arg="filip"):
     choose("variant", arg, VARIANTS)
-    similarity = spec(SIMILARITIES[arg])
+    similarity = spec(Cosine if arg == "clip" else LateInteraction)
     config = base.clip(TokenDualEncoder)
     config.objective.losses.contrastive.similarity = similarity
-    if arg == "selected":
+    if arg in SELECTED:
         loss = config.objective.losses.contrastive
-        config.objective.losses.contrastive = spec(Selected, loss=loss, share=0.25, group=32)
+        config.objective.losses.contrastive = spec(Selected, loss=loss, group=32, **SELECTED[arg])
     for kinds in ("seen", "unseen"):
         suffix = "" if kinds == "seen" else f"_{kinds}"
         for name in ("retrieval", "zero_shot"):

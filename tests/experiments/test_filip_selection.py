@@ -15,7 +15,7 @@ from tests.experiments.test_filip import as_jax, case
 LOSS = Softmax(LateInteraction())
 
 
-def chosen(outputs, share, group, valid):
+def chosen(outputs, shares, group, valid):
     """Which patches and which words stay, row by row."""
     image, text = outputs["image_token_embeddings"], outputs["text_token_embeddings"]
     words = [x[m > 0] for x, m in zip(text, outputs["text_token_mask"], strict=True)]
@@ -23,10 +23,10 @@ def chosen(outputs, share, group, valid):
     for row in range(len(image)):
         start = row // group * group
         near = [i for i in range(start, start + group) if valid[i]]
-        for own, others, out in ((image, words, patches), (words, image, kept)):
+        sides = (image, words, patches, image.shape[1]), (words, image, kept, text.shape[1])
+        for (own, others, out, length), share in zip(sides, shares, strict=True):
             scores = [max((x @ others[i].T).max() for i in near) for x in own[row]]
-            count = max(1, round(share * len(scores)))
-            out.append(sorted(np.argsort(scores)[::-1][:count]))
+            out.append(sorted(np.argsort(scores)[::-1][: round(share * length)]))
     return patches, kept
 
 
@@ -40,8 +40,8 @@ graded = jax.jit(jax.value_and_grad(value, argnums=1), static_argnums=0)
 def test_the_chosen_tokens_and_their_gradients_are_those_of_the_loop():
     outputs, valid = case(rows=8), np.array([1, 1, 0, 1, 1, 1, 1, 0])
     batch = {"mask": jnp.asarray(valid)}
-    found, gradient = graded(Selected(LOSS, share=0.4, group=4), as_jax(outputs), batch)
-    patches, words = chosen(outputs, 0.4, 4, valid)
+    found, gradient = graded(Selected(LOSS, 0.4, 0.5, group=4), as_jax(outputs), batch)
+    patches, words = chosen(outputs, (0.4, 0.5), 4, valid)
     assert {len(row) for row in patches} == {2} and {len(row) for row in words} == {1, 2}
     # The same by a mask of words, and by patches cut out.
     mask = np.zeros_like(outputs["text_token_mask"])
@@ -62,29 +62,28 @@ def test_the_chosen_tokens_and_their_gradients_are_those_of_the_loop():
 
 def test_all_tokens_are_the_loss_itself():
     outputs = as_jax(case())
-    every = Selected(LOSS, share=1.0, group=3)
-    assert value(every, outputs, {}) == value(LOSS, outputs, {})
+    every = Selected(LOSS, 1.0, 1.0, group=3)
+    assert graded(every, outputs, {})[0] == graded(LOSS, outputs, {})[0]
     assert every.couples == LOSS.couples
 
 
-@pytest.mark.parametrize("exchange, tile", [("gather", 3), ("ring", 2)])
-def test_tiles_and_devices_change_neither_value_nor_gradient(exchange, tile):
+def test_tiles_and_devices_change_neither_value_nor_gradient():
     mesh = mesh_lib.MeshConfig().make(jax.devices()[:4])
     alone = as_jax(case(rows=8))
     split = {
         name: jax.device_put(x, mesh_lib.batch_sharding(mesh) if x.ndim else None)
         for name, x in alone.items()
     }
-    whole = graded(Selected(LOSS, share=0.4, group=4), alone, {})
+    whole = graded(Selected(LOSS, 0.4, 0.5, group=4), alone, {})
     with mesh_lib.using(mesh):  # groups of two devices each
-        tiled = Softmax(LateInteraction(), exchange=exchange, tile=tile)
-        parts = graded(Selected(tiled, share=0.4, group=4), split, {})
+        tiled = Softmax(LateInteraction(), exchange="ring", tile=2)
+        parts = graded(Selected(tiled, 0.4, 0.5, group=4), split, {})
     for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_what_makes_no_sense():
-    with pytest.raises(UserError, match=r"share=1.5 must be in \(0, 1\], group=32 at least 1"):
-        Selected(LOSS, share=1.5)
+    with pytest.raises(UserError, match="text_share=1.5 must be above 0 and at most 1"):
+        Selected(LOSS, text_share=1.5)
     with pytest.raises(UserError, match="group=4 does not divide the batch of 6 rows"):
         Selected(LOSS, group=4)(as_jax(case()), {})
