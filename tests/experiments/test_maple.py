@@ -54,6 +54,18 @@ def test_image_prompts_stand_behind_the_patches():
     assert np.abs(run(other)["pooled"] - found["pooled"]).max() > 1e-4
 
 
+@pytest.mark.parametrize("name", ["text", "image"])
+def test_each_row_can_have_prompts_of_its_own(name):
+    tower = towers()[name]
+    params = tiny.variables(DualEncoder(**towers()))["params"][name]
+    inputs = narrow(texts([5], [6, 8], [10])) if name == "text" else (IMAGE,)
+    own = jax.random.normal(jax.random.key(0), (3, 2, 2, tiny.WIDTH))  # of three rows, two layers
+    run = jax.jit(lambda prompts: tower.apply({"params": params}, *inputs, prompts=prompts))
+    found = run(own)
+    for row in range(3):
+        np.testing.assert_allclose(found["pooled"][row], run(own[row])["pooled"][row], atol=1e-5)
+
+
 def test_depth_1_without_image_prompts_is_coop():
     coop, variables, _ = prompted(length=2)
     maple, other, _ = prompted(length=2, depth=2, image_prompts=True)
