@@ -91,7 +91,7 @@ class ZeroShot(base.Evaluator):
 
         Raises:
           UserError: no label, a label without a name, one name twice, or a model without
-            embeddings.
+            embeddings, or with one that is not finite.
         """
         images, labels, named, index, keys = self._embed_images(predictor)
         classnames, labels = self._classes(labels, named)
@@ -261,6 +261,11 @@ def _embed(
     """Unit embeddings in float64, each different text computed once."""
     unique, places = np.unique(np.array(texts, dtype=object), return_inverse=True)
     vectors = predictor.text_outputs(unique.tolist(), (output,))[output].astype(np.float64)
+    if not (finite := np.isfinite(vectors).all(axis=1)).all():
+        raise UserError(
+            f"the embedding of {unique[finite.argmin()]!r} is not finite: the model has diverged, or "
+            "it learnt contexts of classes (`classes`) and this is the text of none"
+        )
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors[np.ravel(places)]
 

@@ -79,6 +79,11 @@ def test_zero_shot_refuses_records_it_cannot_judge(contract):
         ZeroShot(oracles.Numbered(4, lambda i: {"label": 0})).run(oracle, 0)
     with pytest.raises(UserError, match="must hold {} exactly once"):
         ZeroShot(oracles.Numbered(4, labelled), NAMES, Templates(("a photo",))).run(oracle, 0)
+    unread = oracles.Oracle(
+        contract, lambda n: (1.0, 0.0), lambda text: (1.0, np.nan if text == "two" else 0.0)
+    )
+    with pytest.raises(UserError, match="embedding of 'two' is not finite.*contexts of classes"):
+        ZeroShot(oracles.Numbered(4, labelled), NAMES).run(unread, 0)
 
 
 def test_prompts_are_a_component():
