@@ -263,8 +263,8 @@ def _embed(
     vectors = predictor.text_outputs(unique.tolist(), (output,))[output].astype(np.float64)
     if not (finite := np.isfinite(vectors).all(axis=1)).all():
         raise UserError(
-            f"the embedding of {unique[finite.argmin()]!r} is not finite: the model has diverged, or "
-            "it learnt contexts of classes (`classes`) and this is the text of none"
+            f"the embedding of {unique[finite.argmin()]!r} is not finite: the model has diverged, "
+            "or it learnt contexts of classes (`classes`) and this is the text of none"
         )
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors[np.ravel(places)]
