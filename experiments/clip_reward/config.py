@@ -20,7 +20,7 @@ from big_mm.evaluators import Captioning, SceneAccuracy
 from big_mm.evaluators.caption_figures import Fit, Lexicon
 from big_mm.losses.policy_gradient import Reinforce
 from big_mm.objectives import rewards
-from big_mm.objectives.policy_gradient import Judge, PolicyGradient
+from big_mm.objectives.policy_gradient import PolicyGradient
 from big_mm.spec import choose, spec
 from big_mm.training.init_from import InitFrom
 from big_mm.training.optimizer import AdamW
@@ -45,14 +45,12 @@ def get_config(arg: str = "clip_grammar") -> ml_collections.ConfigDict:
             "grammar": spec(grammar.Grammar),
             "cider": spec(rewards.Cider, source=base.described(base.GENERIC_DETAILS)),
         }
-        init_from = spec(InitFrom, path=SCORER)
-        judge = spec(Judge, model=scorer().objective.model, init_from=init_from)
         config.objective = spec(
             PolicyGradient,
             model=config.objective.model,
             losses={"policy": spec(Reinforce, per="tokens")},
             rewards={name: kinds[name] for name in REWARDS[arg]},
-            judge=None if arg == "cider" else judge,
+            judge=None if arg == "cider" else base.frozen(SCORER, scorer()),
         )
     written = spec(
         Captioning,
