@@ -15,6 +15,7 @@ the scorer, the referee, retrieves.
 import ml_collections
 
 from big_mm.data import scenes
+from big_mm.data.corruption import Corrupt
 from big_mm.data.transforms import ChooseCaption, Tokenize
 from big_mm.evaluators import Captioning, SceneAccuracy
 from big_mm.evaluators.caption_figures import Fit, Lexicon
@@ -76,7 +77,7 @@ def scorer() -> ml_collections.ConfigDict:
     config.data.transforms = (
         config.data.transforms[0],
         spec(ChooseCaption, weights=(0.1, 0.1, 1.0, 0.5, 0.5, 0.5)),
-        spec(grammar.Corrupt, words=WORDS),
+        spec(Corrupt, words=WORDS),
         spec(Tokenize),
         spec(Tokenize, key="corrupted", suffix="_corrupted"),
     )
