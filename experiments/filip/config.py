@@ -4,8 +4,8 @@
     python -m big_mm.ablate --config experiments/filip/config.py --workdir runs/filip
 
 `filip` compares patches with words, in its loss and when it is evaluated; `clip`, its ablation, is
-the same model with one embedding an image and a text. The loss of `patches` sees a quarter of the
-patches, that of `selected` a quarter of the words too; evaluation sees them all.
+the same model with one embedding an image and a text. The loss of `selected` sees a quarter of the
+patches and words, that of `patches` (with --arms) all words; evaluation sees all tokens.
 """
 
 from big_mm.evaluators import PointingGame
@@ -20,11 +20,11 @@ SELECTED = {
     "patches": {"image_share": 0.25, "text_share": 1.0},
     "selected": {"image_share": 0.25, "text_share": 0.25},
 }
-VARIANTS = ("filip", "clip", *SELECTED)
+VARIANTS = ("filip", "clip", "selected")
 
 
 def get_config(arg="filip"):
-    choose("variant", arg, VARIANTS)
+    choose("variant", arg, ("filip", "clip", *SELECTED))
     similarity = spec(Cosine if arg == "clip" else LateInteraction)
     config = base.clip(TokenDualEncoder)
     config.objective.losses.contrastive.similarity = similarity
