@@ -18,7 +18,7 @@ from big_mm.models.attention import IMPLEMENTATIONS, ContextMask, Mask, attentio
 from big_mm.spec import UserError, choose
 
 # Tokens that stand in for some of a layer's: for each layer, and perhaps each row its own.
-Inserted = Float[Array, "layers count width"] | Float[Array, "batch layers count width"]
+Inserted = Float[Array, "layers count tower_width"] | Float[Array, "batch layers count tower_width"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
     "gelu_exact": functools.partial(nn.gelu, approximate=False),
