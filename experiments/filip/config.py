@@ -5,7 +5,7 @@
 
 `filip` compares patches with words, in its loss and when it is evaluated; `clip`, its ablation, is
 the same model with one embedding an image and a text. The loss of `selected` sees a quarter of the
-patches and words, that of `patches` (with --arms) all words; evaluation sees all tokens.
+tokens; its evaluation sees them all.
 """
 
 from big_mm.evaluators import PointingGame
@@ -16,21 +16,17 @@ from experiments import base
 from experiments.filip.selection import Selected
 from experiments.filip.similarity import LateInteraction, TokenDualEncoder
 
-SELECTED = {
-    "patches": {"image_share": 0.25, "text_share": 1.0},
-    "selected": {"image_share": 0.25, "text_share": 0.25},
-}
 VARIANTS = ("filip", "clip", "selected")
 
 
 def get_config(arg="filip"):
-    choose("variant", arg, ("filip", "clip", *SELECTED))
+    choose("variant", arg, VARIANTS)
     similarity = spec(Cosine if arg == "clip" else LateInteraction)
     config = base.clip(TokenDualEncoder)
     config.objective.losses.contrastive.similarity = similarity
-    if arg in SELECTED:
+    if arg == "selected":
         loss = config.objective.losses.contrastive
-        config.objective.losses.contrastive = spec(Selected, loss=loss, group=32, **SELECTED[arg])
+        config.objective.losses.contrastive = spec(Selected, loss=loss)
     for kinds in ("seen", "unseen"):
         suffix = "" if kinds == "seen" else f"_{kinds}"
         for name in ("retrieval", "zero_shot"):
