@@ -4,7 +4,7 @@
     python -m big_mm.ablate --config experiments/filip/config.py --workdir runs/filip
 
 `filip` compares patches with words, in its loss and when it is evaluated; `clip`, its ablation, is
-the same model with one embedding an image and a text. The loss of `selected` sees a quarter of the
+the same model with one embedding an image and a text. The loss of `selected` sees a quarter of all
 tokens; its evaluation sees them all.
 """
 
