@@ -17,6 +17,8 @@ Exit status:
 """
 
 import argparse
+import collections
+import contextlib
 import os
 import signal
 import sqlite3
@@ -24,13 +26,17 @@ import sys
 import time
 from collections.abc import Sequence
 
+from absl import logging
+
 from big_mm import spec
 from big_mm.curation import annotation
+from big_mm.curation.asking import Annotator
 from big_mm.data.damage import DAMAGE
 from big_mm.spec import UserError
 
-# Seconds between two lines of progress: on a terminal, where they replace each other, and in a log.
-_REFRESH, _LOGGED = 0.5, 60.0
+# Seconds between two lines of progress: on a terminal, where they replace each other, and in a log;
+# and over how many of them the rate is taken, as answers that are kept already cost no time.
+_REFRESH, _LOGGED = (0.5, 120), (60.0, 5)
 
 
 class _Progress:
@@ -38,22 +44,29 @@ class _Progress:
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
-        self._begun = self._shown = time.monotonic()
+        self._every, lines = _REFRESH if self._terminal else _LOGGED
+        self._shown = collections.deque([(time.monotonic(), 0)], maxlen=lines)
 
     def __call__(self, done: int, total: int, bad: int) -> None:
         now = time.monotonic()
-        if done < total and now - self._shown < (_REFRESH if self._terminal else _LOGGED):
+        if done < total and now - self._shown[-1][0] < self._every:
             return
-        self._shown = now
-        rate = done / max(now - self._begun, 1e-9)
+        begun, before = self._shown[0]
+        rate = (done - before) / max(now - begun, 1e-9)
+        self._shown.append((now, done))
         minutes, seconds = divmod(int((total - done) / rate) if rate else 0, 60)
         text = (
             f"{done:,} of {total:,} records ({done / total:.1%}), {rate:,.1f} records/s, "
             f"{minutes // 60}h {minutes % 60:02}m {seconds:02}s left"
-            + (f", {bad:,} bad" * (bad > 0))
+            f"{f', {bad:,} damaged' if bad else ''}"
         )
-        begin, end = ("\r\x1b[K", "\n" * (done == total)) if self._terminal else ("", "\n")
+        begin, end = ("\r\x1b[K", "") if self._terminal else ("", "\n")
         print(f"{begin}{text}", end=end, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends the line that is left."""
+        if self._terminal and len(self._shown) > 1:
+            print(file=sys.stderr)
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -107,21 +120,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = _parse_arguments(argv)
     # SIGTERM ends the job as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.set_verbosity(logging.WARNING)
     try:
         config = spec.load_config(arguments.config)
         spec.override(config, overrides)
         annotator = spec.build(config)
-        if not isinstance(annotator, annotation.Annotator):
+        if not isinstance(annotator, Annotator):
             raise UserError(f"{arguments.config} is not spec(...) of an annotator")
-        report = annotation.annotate(
-            annotator,
-            tuple(arguments.shards),
-            arguments.out,
-            answers=arguments.answers,
-            max_bad_share=arguments.max_bad_share,
-            retries=arguments.retries,
-            progress=_Progress(),
-        )
+        with contextlib.closing(_Progress()) as progress:
+            report = annotation.annotate(
+                annotator,
+                tuple(arguments.shards),
+                arguments.out,
+                answers=arguments.answers,
+                max_bad_share=arguments.max_bad_share,
+                retries=arguments.retries,
+                progress=progress,
+            )
     except KeyboardInterrupt:
         print("stopped: the same command continues", file=sys.stderr)
         return os.EX_TEMPFAIL

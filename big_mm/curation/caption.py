@@ -10,8 +10,9 @@ import numpy as np
 
 from big_mm import predictor as predictor_lib
 from big_mm import trees
-from big_mm.curation.annotation import Question
 from big_mm.curation.answers import key_of
+from big_mm.curation.asking import Question
+from big_mm.data import images as images_lib
 from big_mm.data.contract import Decoding
 from big_mm.data.examples import Schema
 from big_mm.predictor import Predictor
@@ -65,7 +66,7 @@ class Caption:
         keys = [key_of(self._model, image.tobytes(), str(n)) for n in range(self.count)]
         return [Question(key, (image, int(key[:8], 16) >> 1)) for key in keys]
 
-    def answer(self, contents: Sequence[tuple[np.ndarray, int]]) -> list[str]:
+    def answer(self, contents: Sequence[tuple[images_lib.RGB, int]]) -> list[str]:
         """The captions of prepared pictures."""
         images, rows = zip(*contents, strict=True)
         tokens, _ = self._predictor.generate(

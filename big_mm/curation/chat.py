@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from big_mm.curation.annotation import Unavailable
+from big_mm.curation.asking import Unavailable
 from big_mm.spec import UserError
 
 # Worth another try: timeouts and conflicts, too many requests, and what is the service's own fault.
@@ -32,7 +32,7 @@ class LanguageModel(Protocol):
         """Everything that the answer depends on."""
 
     def ask(self, request: bytes) -> str:
-        """The answer; "" if there is none. Raises `annotation.Unavailable` and UserError."""
+        """The answer; "" if there is none. Raises `asking.Unavailable` and UserError."""
 
 
 @dataclasses.dataclass(frozen=True)

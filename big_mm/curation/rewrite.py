@@ -17,8 +17,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from big_mm.curation.annotation import Question
 from big_mm.curation.answers import key_of
+from big_mm.curation.asking import Question
 from big_mm.data.examples import Schema
 from big_mm.spec import UserError
 
@@ -32,7 +32,7 @@ class Rewrite:
     """Rewrites of each caption of a record, in one feature. Equal captions have equal rewrites.
 
     Attributes:
-      model: a `chat.LanguageModel`.
+      writer: the language model, a `chat.LanguageModel`.
       examples: sets of (caption, rewrite) pairs.
       count: rewrites of a caption. A greater one asks only for those that are new.
       shots: pairs that the model is shown.
@@ -44,7 +44,7 @@ class Rewrite:
       threads: requests at the same time.
     """
 
-    model: Any
+    writer: Any
     examples: tuple[tuple[tuple[str, str], ...], ...]
     count: int = 4
     shots: int = 3
@@ -79,7 +79,7 @@ class Rewrite:
         """Of the model, what it is shown, and which captions it rewrites."""
         kept = ("examples", "count", "shots", "instruction", "feature", "max_characters", "seed")
         fields = {name: getattr(self, name) for name in kept}
-        return key_of("Rewrite", self.model.request("", 0), repr(self.schema), json.dumps(fields))
+        return key_of("Rewrite", self.writer.request("", 0), repr(self.schema), json.dumps(fields))
 
     def questions(self, record: Mapping[str, Any]) -> list[Question]:
         """`count` of each caption."""
@@ -99,7 +99,7 @@ class Rewrite:
 
     def _answer(self, caption: str, number: int) -> str:
         for attempt in range(_TRIES):
-            text = self.model.ask(self._request(caption, number, attempt))
+            text = self.writer.ask(self._request(caption, number, attempt))
             if cleaned(text):
                 return text
         return ""
@@ -108,7 +108,7 @@ class Rewrite:
         caption = " ".join(caption.split())[: self.max_characters]
         lines = [f"{source} => {target}" for source, target in self._shown(caption, number)]
         prompt = "\n\n".join([self.instruction, *lines, f"{caption} =>"])
-        return self.model.request(prompt, _draw(self.seed, number, attempt) >> 33)
+        return self.writer.request(prompt, _draw(self.seed, number, attempt) >> 33)
 
     def _shown(self, caption: str, number: int) -> list[tuple[str, str]]:
         """`shots` pairs, the same in every run."""

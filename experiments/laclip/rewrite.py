@@ -2,10 +2,10 @@
 
     python -m big_mm.annotate --config experiments/laclip/rewrite.py \\
         --shards 'data/train-*.tfrecord' --out data/rewritten \\
-        --config.model.url=http://localhost:8000/v1 --config.model.model=NAME
+        --config.writer.url=http://localhost:8000/v1 --config.writer.model=NAME
 
 adds the feature `rewrites`, four a caption, by any server with OpenAI's chat API. A service's key
-is read from the environment variable that --config.model.key names. Shards of img2dataset also
+is read from the environment variable that --config.writer.key names. Shards of img2dataset also
 need --config.schema.captions=txt.
 
 The paper's four rewrites come from four sets of examples; here two sets give two each.
@@ -51,5 +51,5 @@ PLAIN = (
 
 
 def get_config() -> ml_collections.ConfigDict:
-    model = spec(Chat, url="http://localhost:8000/v1", model="Qwen/Qwen2.5-7B-Instruct", key=None)
-    return spec(Rewrite, model=model, examples=(WEB, PLAIN), count=4)
+    writer = spec(Chat, url="http://localhost:8000/v1", model="Qwen/Qwen2.5-7B-Instruct", key=None)
+    return spec(Rewrite, writer=writer, examples=(WEB, PLAIN), count=4)

@@ -18,7 +18,6 @@ import tiny
 from absl import logging
 from PIL import Image
 
-import big_mm
 from big_mm import annotate as program
 from big_mm.curation import annotation
 from big_mm.curation.answers import Answers
@@ -41,7 +40,7 @@ from big_mm.spec import spec
 
 def get_config():
     model = spec(Chat, url={url!r}, model="m", key="TEST_KEY")
-    return spec(Rewrite, model=model, examples=({pairs!r},), count=2, threads={threads})
+    return spec(Rewrite, writer=model, examples=({pairs!r},), count=2, threads={threads})
 """
 
 
@@ -56,6 +55,7 @@ ALL = sorted({caption for i in range(COUNT) for caption in captions(i)})
 @pytest.fixture
 def service(monkeypatch):
     monkeypatch.setenv("TEST_KEY", "right")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with chat_server.serving() as made:
         yield made
 
@@ -234,7 +234,7 @@ def test_another_annotator_or_input_is_refused(service, shards, tmp_path):
 
 
 def test_a_feature_that_is_there_is_refused(service, shards, tmp_path):
-    with pytest.raises(UserError, match=r"train-00000.* @ byte 0 .* the feature 'n' already"):
+    with pytest.raises(UserError, match=r"train-0000.* @ byte .* the feature 'n' already"):
         run(rewrite(service, feature="n"), shards, tmp_path / "out")
     assert not service.received and not files(tmp_path / "out")
     with pytest.raises(ValueError, match="'n' is there"):
@@ -354,7 +354,7 @@ def test_captions_are_those_of_the_predictor(tmp_path):
     made = Caption(str(run_of), batch_size=8, decoding=Decoding(max_len=8))
     report = run(made, str(tmp_path / "in/*"), tmp_path / "out", max_bad_share=0.5)
     assert (report.asked, report.bad) == (5, {"undecodable_image": 1})
-    wanted = big_mm.load(run_of).caption(images, max_len=8)
+    wanted = made._predictor.caption(images, max_len=8)
     assert len(set(wanted)) > 1
     found = [found["synthetic"][0].decode() for found in features(tmp_path / "out")]
     assert found == [*wanted, wanted[1]]
