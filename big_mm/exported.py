@@ -41,15 +41,25 @@ def read(
     Raises:
       UserError: a damaged file, or a class outside the `trusted` packages.
     """
-    description = _description(directory)
-    components = spec.from_json(json.dumps(description["components"]), trusted=trusted)
-    if components.contract.get("tokenizer"):
-        name = pathlib.PurePath(components.contract.tokenizer.path).name
-        components.contract.tokenizer.path = str(directory / name)
-    stored = _stored(directory)
-    params = place(stored, mesh)
-    _check(directory, description, params)
-    return components, params
+    found, params = components(directory, trusted), place(_stored(directory), mesh)
+    _check(directory, _description(directory), params)
+    return found, params
+
+
+def components(
+    directory: epath.Path, trusted: Sequence[str] = spec.TRUSTED, parts: Sequence[str] = ()
+) -> ml_collections.ConfigDict:
+    """The specs of `model` and `contract`, whose tokenizer is the one stored here.
+
+    Args:
+      trusted, parts: as `spec.from_json` takes them; "contract" must be among the parts.
+    """
+    described = json.dumps(_description(directory)["components"])
+    found = spec.from_json(described, trusted=trusted, parts=parts)
+    if found.contract.get("tokenizer"):
+        name = pathlib.PurePath(found.contract.tokenizer.path).name
+        found.contract.tokenizer.path = str(directory / name)
+    return found
 
 
 def parameter_shapes(directory: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:

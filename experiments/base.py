@@ -18,6 +18,7 @@ from big_mm.models import variants
 from big_mm.models.captioner import Captioner
 from big_mm.models.coca import CoCa
 from big_mm.models.dual_encoder import DualEncoder
+from big_mm.objectives.judge import Judge
 from big_mm.spec import CLASS, choose, spec
 from big_mm.training.init_from import InitFrom
 from big_mm.training.optimizer import AdamW
@@ -105,6 +106,11 @@ def finetuned() -> ml_collections.ConfigDict:
     )
     config.steps = 100
     return config
+
+
+def frozen(path: str, run: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The model that `run` has trained in `path`, as a judge."""
+    return spec(Judge, model=run.objective.model, init_from=spec(InitFrom, path=path))
 
 
 def described(

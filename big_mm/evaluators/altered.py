@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from big_mm.evaluators import base
 from big_mm.evaluators.base import About, Evaluator, Result
 from big_mm.predictor import Predictor
+from big_mm.spec import choose
 
 
 @runtime_checkable
@@ -41,3 +42,22 @@ class Altered(base.Evaluator):
         result = self.evaluator.evaluate(self.alter(predictor), step)
         protocol = {**result.protocol, "altered": self.alter.protocol()}
         return dataclasses.replace(result, protocol=protocol)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """The model with other values of some fields, which its parameters fit as well: what it is told
+    when it writes, a mask, a depth of prompts.
+    """
+
+    fields: dict[str, Any]
+
+    def __call__(self, predictor: Predictor) -> Predictor:
+        """Raises UserError for a field that the model does not have."""
+        model = predictor.model
+        for name in self.fields:
+            choose(f"field of {type(model).__name__}", name, model.__dataclass_fields__)
+        return dataclasses.replace(predictor, model=model.clone(**self.fields))
+
+    def protocol(self) -> dict[str, Any]:
+        return dict(self.fields)

@@ -11,12 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from big_mm import decoding, programs
 from big_mm.data.contract import Contract
-from big_mm.objectives.base import Weighted
+from big_mm.objectives.judge import Judged
 from big_mm.spec import UserError, choose
 from big_mm.types import Aux, Batch, Mean, Outputs
 
@@ -42,42 +41,8 @@ class Reward(Protocol):
         """
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Judge:
-    """A trained model that is asked and never changes. Its tokens are the run's: one tokenizer.
-
-    Attributes:
-      model: whatever the rewards read the outputs of.
-      init_from: its checkpoint (`training.init_from.InitFrom`).
-    """
-
-    model: nn.Module
-    init_from: Any
-
-    def init(self, rng: Array, contract: Contract) -> Any:
-        """Fresh parameters, in whose place `load` puts the checkpoint's."""
-        batch = {
-            "image": jnp.zeros((1, contract.image_size, contract.image_size, 3), jnp.uint8),
-            "tokens": jnp.zeros((1, contract.max_len), jnp.int32),
-            "token_mask": jnp.ones((1, contract.max_len), bool),
-        }
-        return self.model.init(rng, batch, train=False)["params"]
-
-    def load(self, params: Any) -> Any:
-        """The checkpoint's parameters.
-
-        Raises:
-          UserError: a path that is missing, or of another shape.
-        """
-        return self.init_from.apply(params)
-
-    def __call__(self, params: Any, image: Array, written: Batch) -> Outputs:
-        outputs = self.model.apply({"params": params}, {"image": image} | written, train=False)
-        return jax.lax.stop_gradient(outputs)
-
-
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class PolicyGradient(Weighted):
+class PolicyGradient(Judged):
     """`Weighted`, with a caption of each image sampled from the model as it is.
 
     The losses also find `sample_log_probs` [B,L], of each token given those before it among the ids
@@ -86,18 +51,15 @@ class PolicyGradient(Weighted):
 
     Attributes:
       rewards: by name; `reward_weights` by the same names, 1 where not named.
-      judge: for rewards that ask another model.
+      judge: for rewards that ask another model; they read its outputs for images and captions.
       baseline: "greedy", the reward of the caption that the model would write (self-critical
         sequence training, arXiv:1612.00563), or "mean", that of all batches so far, which is kept
         in `extra`.
-      contract: None for the run's.
     """
 
     rewards: dict[str, Reward]
     reward_weights: dict[str, float] = dataclasses.field(default_factory=dict)
-    judge: Judge | None = None
     baseline: str = "greedy"
-    contract: Contract | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,23 +70,17 @@ class PolicyGradient(Weighted):
             raise UserError(f"weights for {unknown}, but the rewards are {sorted(self.rewards)}")
 
     def bind(self, contract: Contract) -> "PolicyGradient":
-        contract = self.contract or contract
-        contract.require_tokenizer()
-        rewards = {name: reward.bind(contract) for name, reward in self.rewards.items()}
-        return dataclasses.replace(self, contract=contract, rewards=rewards)
+        bound = super().bind(contract)
+        bound._contract.require_tokenizer()
+        rewards = {name: reward.bind(bound._contract) for name, reward in self.rewards.items()}
+        return dataclasses.replace(bound, rewards=rewards)
 
     def init_extra(self, rng: Array, params: Any) -> dict[str, Any]:
-        """`judge`: its parameters; `baseline`: the sum of rewards so far and their number."""
-        del params
-        extra: dict[str, Any] = {}
-        if self.judge is not None:
-            extra["judge"] = self.judge.init(rng, self._contract)
+        """As of `Judged`; `baseline`: the sum of rewards so far and their number."""
+        extra = super().init_extra(rng, params)
         if self.baseline == "mean":
             extra["baseline"] = {"total": jnp.zeros(()), "count": jnp.zeros(())}
         return extra
-
-    def load_extra(self, extra: Any) -> Any:
-        return extra if self.judge is None else extra | {"judge": self.judge.load(extra["judge"])}
 
     def forward(self, params: Any, extra: Any, batch: Batch, rng: Array) -> Outputs:
         outputs = super().forward(params, extra, batch, rng)
@@ -165,7 +121,7 @@ class PolicyGradient(Weighted):
         """The weighted sum of the rewards, and each of them."""
         judged = {}
         if self.judge is not None:
-            judged = self.judge(extra["judge"], batch["image"], written)
+            judged = self.judge(extra["judge"], {"image": batch["image"]} | written)
         parts = {name: reward(written, batch, judged) for name, reward in self.rewards.items()}
         parts = jax.lax.stop_gradient(parts)
         weighted = [self.reward_weights.get(name, 1.0) * value for name, value in parts.items()]
@@ -205,12 +161,6 @@ class PolicyGradient(Weighted):
                 f"accumulate={accumulate}: the rewards {coupled} compare the rows of a batch, and "
                 "microbatches would show them a part of it: set accumulate=1"
             )
-
-    @property
-    def _contract(self) -> Contract:
-        if self.contract is None:
-            raise UserError("the objective has no contract: give it one, or put it into a Run")
-        return self.contract
 
     def _mean(self, reward: Float[Array, " batch"], batch: Batch) -> Mean:
         return Mean.of(reward, batch.get("mask"))

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
-from big_mm import exported, trees
+from big_mm import exported, spec, trees
 from big_mm import mesh as mesh_lib
+from big_mm.data.contract import Contract
 from big_mm.interop import reading
 from big_mm.models.vision import resize_grid
 from big_mm.spec import UserError
@@ -73,6 +74,13 @@ class InitFrom:
             ", ".join(untouched) or "none",
         )
         return trees.unflatten(ours)
+
+    def contract(self) -> Contract:
+        """Of the checkpoint."""
+        folder = epath.Path(self.path)
+        if exported.is_exported(folder):
+            return spec.build(exported.components(folder, parts=("contract",)).contract)
+        return spec.build(checkpoint.load_config(folder, parts=("contract",)).contract)
 
     def sources(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, str]:
         """{path in this model: path in the checkpoint}."""

@@ -15,12 +15,13 @@ the scorer, the referee, retrieves.
 import ml_collections
 
 from big_mm.data import scenes
+from big_mm.data.corruption import Corrupt
 from big_mm.data.transforms import ChooseCaption, Tokenize
 from big_mm.evaluators import Captioning, SceneAccuracy
 from big_mm.evaluators.caption_figures import Fit, Lexicon
 from big_mm.losses.policy_gradient import Reinforce
 from big_mm.objectives import rewards
-from big_mm.objectives.policy_gradient import Judge, PolicyGradient
+from big_mm.objectives.policy_gradient import PolicyGradient
 from big_mm.spec import choose, spec
 from big_mm.training.init_from import InitFrom
 from big_mm.training.optimizer import AdamW
@@ -45,14 +46,12 @@ def get_config(arg: str = "clip_grammar") -> ml_collections.ConfigDict:
             "grammar": spec(grammar.Grammar),
             "cider": spec(rewards.Cider, source=base.described(base.GENERIC_DETAILS)),
         }
-        init_from = spec(InitFrom, path=SCORER)
-        judge = spec(Judge, model=scorer().objective.model, init_from=init_from)
         config.objective = spec(
             PolicyGradient,
             model=config.objective.model,
             losses={"policy": spec(Reinforce, per="tokens")},
             rewards={name: kinds[name] for name in REWARDS[arg]},
-            judge=None if arg == "cider" else judge,
+            judge=None if arg == "cider" else base.frozen(SCORER, scorer()),
         )
     written = spec(
         Captioning,
@@ -78,7 +77,7 @@ def scorer() -> ml_collections.ConfigDict:
     config.data.transforms = (
         config.data.transforms[0],
         spec(ChooseCaption, weights=(0.1, 0.1, 1.0, 0.5, 0.5, 0.5)),
-        spec(grammar.Corrupt, words=WORDS),
+        spec(Corrupt, words=WORDS),
         spec(Tokenize),
         spec(Tokenize, key="corrupted", suffix="_corrupted"),
     )

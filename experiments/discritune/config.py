@@ -17,9 +17,8 @@ import ml_collections
 from big_mm.evaluators import Captioning, SceneAccuracy
 from big_mm.evaluators.caption_figures import Fit
 from big_mm.losses.policy_gradient import Reinforce
-from big_mm.objectives.policy_gradient import Judge, PolicyGradient
+from big_mm.objectives.policy_gradient import PolicyGradient
 from big_mm.spec import choose, spec
-from big_mm.training.init_from import InitFrom
 from experiments import base
 from experiments.discritune.reward import Discrimination
 
@@ -30,13 +29,12 @@ def get_config(arg: str = "discritune") -> ml_collections.ConfigDict:
     choose("arm", arg, VARIANTS)
     config = base.finetuned()
     if arg == "discritune":
-        init_from = spec(InitFrom, path=base.JUDGE)
         config.objective = spec(
             PolicyGradient,
             model=config.objective.model,
             losses={"policy": spec(Reinforce)},
             rewards={"discrimination": spec(Discrimination)},
-            judge=spec(Judge, model=base.judge().objective.model, init_from=init_from),
+            judge=base.frozen(base.JUDGE, base.judge()),
             baseline="mean",
         )
     config.evaluators = {

@@ -27,11 +27,7 @@ from experiments import base
 from experiments.magiclens.model import Attention, MagicLens, Sum
 
 VARIANTS = ("magiclens", "no_negatives", "sum", "image", "text")
-FUSIONS = {
-    "sum": spec(Sum),
-    "image": spec(Sum, text=0.0),
-    "text": spec(Sum, image=0.0),
-}
+FUSIONS = {"sum": spec(Sum), "image": spec(Sum, text=0.0), "text": spec(Sum, image=0.0)}
 
 
 def get_config(arg: str = "magiclens") -> ml_collections.ConfigDict:
@@ -52,11 +48,9 @@ def get_config(arg: str = "magiclens") -> ml_collections.ConfigDict:
     config.init_from = spec(InitFrom, path=base.JUDGE)
     similarity = spec(Cosine, image=("query_embedding",), text=("target_embedding",))
     negatives = () if arg == "no_negatives" else ("image_embedding",)
-    config.objective.losses = {
-        "contrastive": spec(
-            Softmax, similarity=similarity, negatives=negatives, directions="image_to_text"
-        )
-    }
+    config.objective.losses.contrastive = spec(
+        Softmax, similarity=similarity, negatives=negatives, directions="image_to_text"
+    )
     config.data.sources = (spec(scenes.Edited, source=described("train")),)
     decode, *others = config.data.transforms
     config.data.transforms = (decode, spec(Decode, key="target_image"), *others)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Num, Shaped
+from jaxtyping import Array, Float, Num, Shaped
 
 from big_mm.models.dual_encoder import DualEncoder
 from big_mm.models.heads import unit
@@ -10,7 +10,8 @@ from big_mm.models.layers import Transformer
 from big_mm.models.pooling import AttentionalPooler
 from big_mm.types import Batch, Outputs
 
-Vectors = Float[Array, "batch dim"]
+Vectors = Float[Array, "_ dim"]
+Tokens = Shaped[Array, "_ length"]
 
 
 class Attention(nn.Module):
@@ -55,14 +56,13 @@ class MagicLens(DualEncoder):
         """`image_embedding`, with instructions also `query_embedding`, with `target_image` also
         `target_embedding`.
         """
-        out: Outputs = {"logit_scale": self.temperature()}
-        image = self.image_head(self.image(batch["image"], train=train)["pooled"])
-        out["image_embedding"] = self._alone(image, train)
+        image = self._image(batch["image"], train)
+        out = {"logit_scale": self.temperature(), "image_embedding": self._alone(image, train)}
         if "tokens" in batch:
             text = self._text(batch["tokens"], batch["token_mask"], train)
             out["query_embedding"] = unit(self.fusion(image, text))
         if "target_image" in batch:
-            target = self.image_head(self.image(batch["target_image"], train=train)["pooled"])
+            target = self._image(batch["target_image"], train)
             out["target_embedding"] = self._alone(target, train)
         return out
 
@@ -70,21 +70,16 @@ class MagicLens(DualEncoder):
         self, image: Num[Array, "batch height width 3"], *, train: bool = False
     ) -> Outputs:
         """`image_embedding`, as a target."""
-        tower = self.image(image, train=train)
-        embedding = self._alone(self.image_head(tower["pooled"]), train)
-        return {"image_embedding": embedding, "patch_tokens": tower["patches"]}
+        return {"image_embedding": self._alone(self._image(image, train), train)}
 
     def _alone(self, image: Vectors, train: bool) -> Vectors:
-        tokens = jnp.full((1, self.text.max_len), self.pad_id, jnp.int32)
-        tokens = tokens.at[0, : len(self.empty)].set(jnp.array(self.empty, jnp.int32))
-        mask = (jnp.arange(self.text.max_len) < len(self.empty))[None]
-        text = self._text(tokens, mask, train)
+        places = jnp.arange(self.text.max_len)
+        tokens = jnp.full(len(places), self.pad_id).at[: len(self.empty)].set(jnp.array(self.empty))
+        text = self._text(tokens[None], (places < len(self.empty))[None], train)
         return unit(self.fusion(image, jnp.broadcast_to(text, image.shape)))
 
-    def _text(
-        self,
-        tokens: Int[Array, "rows length"],
-        token_mask: Shaped[Array, "rows length"],
-        train: bool,
-    ) -> Float[Array, "rows dim"]:
+    def _image(self, image: Num[Array, "batch height width 3"], train: bool) -> Vectors:
+        return self.image_head(self.image(image, train=train)["pooled"])
+
+    def _text(self, tokens: Tokens, token_mask: Tokens, train: bool) -> Vectors:
         return self.text_head(self.text(tokens, token_mask, train=train)["pooled"])

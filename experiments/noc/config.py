@@ -12,6 +12,7 @@ import ml_collections
 
 from big_mm.data.noise import Mismatched
 from big_mm.evaluators import Altered, Captioning
+from big_mm.evaluators.altered import Fields
 from big_mm.evaluators.caption_figures import Fit
 from big_mm.models.captioner import Captioner
 from big_mm.spec import choose, spec
@@ -40,14 +41,14 @@ def get_config(arg: str = "noc") -> ml_collections.ConfigDict:
             noc.Aligned,
             model=config.objective.model,
             losses=config.objective.losses,
-            judge=base.JUDGE,
+            judge=base.frozen(base.JUDGE, base.judge()),
             boundaries=noc.uniform(LOW, HIGH, LEVELS),
             minimum=MINIMUM.get(arg, 0),
         )
     written = captioning()
     config.evaluators = {"captioning": written}
     if arg == "noc":
-        lowest = spec(Altered, evaluator=written, alter=spec(noc.AtLevel, level=0))
+        lowest = spec(Altered, evaluator=written, alter=spec(Fields, fields={"level": 0}))
         config.evaluators["captioning_lowest"] = lowest
     config.steps, config.batch_size = 200, 64
     return config

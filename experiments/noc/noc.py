@@ -8,7 +8,7 @@ prints how the training pairs' similarities spread, from which a config takes it
 import argparse
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,11 +17,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from big_mm import predictor as predictors
 from big_mm import spec
 from big_mm.models.captioner import Captioner
-from big_mm.objectives.base import Weighted
-from big_mm.predictor import Predictor
+from big_mm.objectives.judge import Judge, Judged
 from big_mm.spec import UserError
 from big_mm.types import Batch, Outputs
 
@@ -39,40 +37,32 @@ def bucketize(
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Aligned(Weighted):
-    """`Weighted`, after a frozen dual encoder has judged the batch's pairs.
-
-    Adds `level` to the batch. Its tokens must be the judge's: one tokenizer, one `max_len`.
+class Aligned(Judged):
+    """`Weighted`, on batches whose pairs a frozen dual encoder has given a `level`.
 
     Attributes:
-      judge: checkpoint of the dual encoder.
-      boundaries: of the levels, rising.
+      boundaries: of the levels, rising, in the judge's cosine of image and text.
       minimum: pairs of a lower level do not count: filtering.
     """
 
-    judge: str
+    judge: Judge
     boundaries: tuple[float, ...]
     minimum: int = 0
 
-    @functools.cached_property
-    def _judge(self) -> tuple[Any, Any]:
-        predictor = predictors.load(self.judge)
-
-        def similarity(params: Any, batch: Batch) -> Float[Array, " batch"]:
-            outputs = predictor.model.apply({"params": params}, batch, train=False)
-            return (outputs["image_embedding"] * outputs["text_embedding"]).sum(axis=-1)
-
-        return jax.jit(similarity), predictor.params
-
-    def similarity(self, batch: Batch) -> Float[Array, " batch"]:
-        """The cosine of each image and its text by the judge."""
-        judge, params = self._judge
-        return judge(params, {key: batch[key] for key in ("image", "tokens", "token_mask")})
-
     def prepare(self, state: Any, batch: Batch) -> Batch:
-        level = bucketize(self.similarity(batch), self.boundaries)
+        level = bucketize(self.similarity(state.extra["judge"], batch), self.boundaries)
         kept = level >= self.minimum
         return batch | {"level": level, "mask": batch.get("mask", kept) & kept}
+
+    @functools.cached_property
+    def similarity(self) -> Callable[[Any, Batch], Float[Array, " batch"]]:
+        """(the judge's parameters, batch) -> its cosine of each image and its text."""
+
+        def similarity(params: Any, batch: Batch) -> Float[Array, " batch"]:
+            outputs = self.judge(params, batch)
+            return (outputs["image_embedding"] * outputs["text_embedding"]).sum(axis=-1)
+
+        return jax.jit(similarity)
 
 
 class ControlledCaptioner(Captioner):
@@ -113,19 +103,6 @@ class ControlledCaptioner(Captioner):
         return jnp.concatenate([image_tokens, control], axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class AtLevel:
-    """Alters a predictor to write at another level, for `evaluators.Altered`."""
-
-    level: int
-
-    def __call__(self, predictor: Predictor) -> Predictor:
-        return dataclasses.replace(predictor, model=predictor.model.clone(level=self.level))
-
-    def protocol(self) -> dict[str, Any]:
-        return {"level": self.level}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.noc.noc", description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE.py", help="with this objective")
@@ -134,7 +111,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         run = spec.build(spec.load_config(args.config))
         batches = run.data.batches(run.contract, run.batch_size, run.seed)
-        rows = [run.objective.similarity(next(batches)) for _ in range(args.batches)]
+        ask = run.objective
+        judge = ask.judge.load(ask.judge.init(jax.random.key(0), run.contract), run.contract)
+        rows = [ask.similarity(judge, next(batches)) for _ in range(args.batches)]
     except UserError as error:
         parser.error(str(error))
     found = np.concatenate(rows)

@@ -8,31 +8,20 @@ import tiny
 
 import big_mm
 from big_mm.evaluators import Altered, base
+from big_mm.evaluators.altered import Fields
+from big_mm.spec import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Depth(base.Evaluator):
-    """What the predictor's model and parameters are."""
+class Queries(base.Evaluator):
+    """What the predictor's model is."""
 
-    about = {"depth": base.About("Depth", "of the model", unit="score")}
+    about = {"queries": base.About("Queries", "of the model", unit="score")}
     place = 7
 
     def evaluate(self, predictor, step):
-        metrics = {"depth": float(predictor.model.text.blocks.depth), "step": float(step)}
+        metrics = {"queries": float(predictor.model.queries), "step": float(step)}
         return base.Result(metrics, protocol={"seen": "the model"})
-
-
-@dataclasses.dataclass(frozen=True)
-class Deeper:
-    by: int
-
-    def __call__(self, predictor):
-        blocks = predictor.model.text.blocks
-        text = predictor.model.text.clone(blocks=blocks.clone(depth=blocks.depth + self.by))
-        return dataclasses.replace(predictor, model=predictor.model.clone(text=text))
-
-    def protocol(self):
-        return {"deeper": self.by}
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +30,14 @@ def predictor(tmp_path_factory):
 
 
 def test_the_evaluator_gets_the_altered_predictor(predictor):
-    evaluator = Altered(Depth(), Deeper(3))
+    evaluator = Altered(Queries(), Fields({"queries": 3}))
     result = evaluator.evaluate(predictor, 11)
-    assert result.values == {"depth": 5.0, "step": 11.0}
-    assert result.protocol == {"seen": "the model", "altered": {"deeper": 3}}
-    assert (evaluator.about, evaluator.place) == (Depth.about, 7)
-    assert Depth().run(predictor) == {"depth": 2.0, "step": 0.0}
+    assert result.values == {"queries": 3.0, "step": 11.0}
+    assert result.protocol == {"seen": "the model", "altered": {"queries": 3}}
+    assert (evaluator.about, evaluator.place) == (Queries.about, 7)
+    assert Queries().run(predictor) == {"queries": 4.0, "step": 0.0}
+    with pytest.raises(UserError, match="field of CoCa='query' is none of"):
+        Altered(Queries(), Fields({"query": 3})).evaluate(predictor, 11)
 
 
 def test_another_model_compiles_its_own_programs(predictor):

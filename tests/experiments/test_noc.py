@@ -1,16 +1,21 @@
 """NoC's levels, what they change, and what is filtered."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import big_mm
 from big_mm import spec
+from big_mm.evaluators.altered import Fields
 from big_mm.losses.captioning import CrossEntropy
+from big_mm.objectives.judge import Judge
 from big_mm.predictor import Predictor
 from big_mm.spec import UserError
+from big_mm.training.init_from import InitFrom
 from experiments.noc import config, noc
 from tests import tiny
 
@@ -35,8 +40,8 @@ def predictor(contract):
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory):
-    return str(tiny.workdir(tmp_path_factory.mktemp("judge"), tiny.siglip))
+def frozen(tmp_path_factory):
+    return big_mm.load(tiny.workdir(tmp_path_factory.mktemp("judge"), tiny.siglip))
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +75,9 @@ def test_the_batchs_level_reads_as_the_models_own(predictor, batch):
 
 def test_it_writes_at_the_level_that_is_asked_for(predictor, batch):
     images, high = batch["image"], predictor.caption(batch["image"])
-    assert noc.AtLevel(3)(predictor).caption(images) == high
-    low = noc.AtLevel(0)(predictor).generate(images, predictor.contract.decoding)[0]
+    assert Fields({"level": 3})(predictor).caption(images) == high
+    lowest = Fields({"level": 0})(predictor)
+    low = lowest.generate(images, predictor.contract.decoding)[0]
     assert predictor.contract.detokenize(low) != high
     # Greedy at level 0: each token is the likeliest after those before it, by the whole forward.
     rows = {"image": images, "tokens": low, "token_mask": low != 0, "level": np.zeros(8, np.int32)}
@@ -81,24 +87,25 @@ def test_it_writes_at_the_level_that_is_asked_for(predictor, batch):
     np.testing.assert_array_equal(logits.argmax(-1)[:, :-1][written], low[:, 1:][written])
 
 
-def test_the_judge_sets_levels_and_leaves_out_what_is_low(predictor, judge, batch):
+def test_the_judge_sets_levels_and_leaves_out_what_is_low(predictor, frozen, batch):
     make = functools.partial(
-        noc.Aligned, model=predictor.model, losses={"captioning": CrossEntropy()}, judge=judge
+        noc.Aligned,
+        model=predictor.model,
+        losses={"captioning": CrossEntropy()},
+        judge=Judge(frozen.model, InitFrom("")),
     )
-    found = make(boundaries=(0.0,)).similarity(batch)
-    frozen = noc.predictors.load(judge)
     embedded = frozen.outputs(batch, ["image_embedding", "text_embedding"])
     expected = (embedded["image_embedding"] * embedded["text_embedding"]).sum(-1)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    state = types.SimpleNamespace(extra={"judge": frozen.params})
 
     boundaries = tuple(np.quantile(expected, [0.25, 0.5, 0.75]).tolist())
     levels = np.searchsorted(boundaries, expected, side="right")
-    everything = make(boundaries=boundaries).prepare(None, batch)
+    everything = make(boundaries=boundaries).prepare(state, batch)
     np.testing.assert_array_equal(everything["level"], levels)
     assert everything["mask"].all()
     kept = levels >= 2
     filtered = make(boundaries=boundaries, minimum=2)
-    prepared = filtered.prepare(None, batch | {"mask": np.arange(8) != kept.argmax()})
+    prepared = filtered.prepare(state, batch | {"mask": np.arange(8) != kept.argmax()})
     kept[kept.argmax()] = False
     np.testing.assert_array_equal(prepared["mask"], kept)
     evaluate = jax.jit(lambda rows: filtered.loss(predictor.params, {}, rows, jax.random.key(0))[0])

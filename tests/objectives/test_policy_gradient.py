@@ -16,8 +16,10 @@ from big_mm import decoding
 from big_mm.data.contract import Contract
 from big_mm.data.tokenizers import SentencePiece
 from big_mm.losses.policy_gradient import Reinforce
-from big_mm.objectives.policy_gradient import Judge, PolicyGradient, Reward, _until_eos
+from big_mm.objectives.judge import Judge
+from big_mm.objectives.policy_gradient import PolicyGradient, Reward, _until_eos
 from big_mm.spec import UserError
+from big_mm.training.init_from import InitFrom
 from big_mm.types import Aux
 from tests import tiny
 
@@ -221,7 +223,9 @@ def test_the_mean_of_all_rewards_so_far():
 def test_no_gradient_passes_through_reward_or_judge():
     """The gradient is that of log p times a constant, even if the model is its own judge."""
     model, _ = world()
-    made = objective(rewards={"judge": ByJudge()}, judge=Judge(model, None), baseline="mean")
+    made = objective(
+        rewards={"judge": ByJudge()}, judge=Judge(model, InitFrom("")), baseline="mean"
+    )
     data, rng = batch(), jax.random.key(1)
     baseline = {"total": jnp.float32(1.0), "count": jnp.float32(2.0)}
 

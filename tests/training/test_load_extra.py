@@ -1,11 +1,15 @@
 """What an objective takes from other checkpoints is there when a run begins, and is resumed."""
 
+import dataclasses
+
 import jax
 import numpy as np
+import pytest
 
 from big_mm import mesh, spec, trees
-from big_mm.objectives.policy_gradient import Judge
+from big_mm.objectives.judge import Judge
 from big_mm.objectives.rewards import ClipScore
+from big_mm.spec import UserError
 from big_mm.training import init_from, loop
 from big_mm.training import state as states
 from big_mm.training.run import prepare
@@ -43,3 +47,6 @@ def test_a_judge_is_loaded_sharded_and_kept(tmp_path):
     again = states.from_items(prepared.state, items).extra
     jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(state.extra))
     assert set(again) == {"judge", "baseline"}
+    other = dataclasses.replace(run.objective, contract=dataclasses.replace(run.contract, fill=9))
+    with pytest.raises(UserError, match=f"the judge {judge}: the input contracts differ: fill: 9"):
+        other.load_extra(state.extra)
