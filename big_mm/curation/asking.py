@@ -68,7 +68,7 @@ class Annotator(Protocol):
 
         Raises:
           Unavailable: not now.
-          UserError: never, before something has been corrected.
+          UserError: not before something has been corrected.
         """
 
     def features(self, record: Mapping[str, Any], answers: Sequence[str]) -> dict[str, Any]:

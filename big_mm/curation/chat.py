@@ -18,9 +18,10 @@ from big_mm.spec import UserError
 _PASSING = frozenset({408, 409, 425, 429})
 # A status of "too many requests" that does not pass.
 _NO_MONEY = "insufficient_quota"
+_HOUR = 3600.0
 _HINTS = {
-    401: "is the key in ${key} right?",
-    403: "may the key in ${key} use this model?",
+    401: "the key is that of the environment variable key=$key",
+    403: "the key is that of the environment variable key=$key",
     404: "url must be the part before /chat/completions, and the model one that is served there",
 }
 
@@ -123,7 +124,7 @@ class Chat:
         passes = error.code in _PASSING or error.code >= 500
         if passes and _NO_MONEY.encode() not in said:
             return Unavailable(text, _seconds(error.headers.get("Retry-After")))
-        hint = _HINTS.get(error.code, "").replace("${key}", str(self.key))
+        hint = _HINTS.get(error.code, "").replace("$key", repr(self.key))
         return UserError(f"{text} ({hint})" if hint else text)
 
 
@@ -142,11 +143,11 @@ def _begin(answer: bytes) -> str:
 
 
 def _seconds(value: str | None) -> float | None:
-    """A Retry-After header in seconds: a number, or a date."""
+    """A Retry-After header in seconds, an hour at most: a number, or a date."""
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        return min(max(0.0, float(value)), _HOUR)
     except ValueError:
         pass
     try:
@@ -154,4 +155,5 @@ def _seconds(value: str | None) -> float | None:
     except ValueError:
         return None
     date = date if date.tzinfo else date.replace(tzinfo=datetime.UTC)
-    return max(0.0, (date - datetime.datetime.now(datetime.UTC)).total_seconds())
+    seconds = (date - datetime.datetime.now(datetime.UTC)).total_seconds()
+    return min(max(0.0, seconds), _HOUR)

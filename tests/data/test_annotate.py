@@ -189,7 +189,7 @@ def test_a_service_says_when_it_is_to_be_asked_again(service, shards, tmp_path):
 @pytest.mark.parametrize(
     "reply, key, requests, message",
     [
-        (None, "wrong", 1, r"401 Unauthorized .*Incorrect API key.*TEST_KEY right"),
+        (None, "wrong", 1, r"401 Unauthorized .*Incorrect API key.*key='TEST_KEY'"),
         (None, "", 0, "TEST_KEY holds no key"),
         ((404, {}, b"no such model"), "right", 1, "404 Not Found no such model .*must be the part"),
         ((400, {}, b"bad"), "right", 1, "400 Bad Request bad"),
