@@ -5,8 +5,9 @@ Set before anything imports JAX or big_mm:
 - this process sees eight CPU devices, so that sharding is tested as such; a subprocess sees one, as
   a user's would;
 - every annotation in big_mm, shapes included, is checked at each call;
-- programs are compiled once and kept in the repository's own cache directory, without LLVM's
-  optimisations, which take longer than most programs run.
+- programs are compiled once and kept in the repository's own cache directory, in the way that takes
+  the least time to compile, which is longer than most of them run: without LLVM's optimisations,
+  and by the older of the CPU's two code generators.
 """
 
 import importlib.util
@@ -17,7 +18,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "jax"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
