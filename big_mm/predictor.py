@@ -228,10 +228,12 @@ class Predictor:
         *,
         prefix: str | Sequence[str] | Int32[np.ndarray, "n prefix"] = "",
         seed: int = 0,
+        rows: Sequence[int] | None = None,
     ) -> tuple[Int32[np.ndarray, "n length"], Float32[np.ndarray, " n"]]:
         """`caption` as tokens (bos, words, eos, pad ...) and their log-probabilities.
 
-        A prefix may also be tokens: bos and what follows, then the tokenizer's `free_id`.
+        A prefix may also be tokens: bos and what follows, then the tokenizer's `free_id`. A
+        picture's number, by which its samples differ from others', is its place or is in `rows`.
         """
         settings = dataclasses.asdict(how)
         length = self._length(settings.pop("max_len"), how.min_len)
@@ -241,12 +243,13 @@ class Predictor:
         prefixes, given = self._prefixes(prefix, count, length)
         # Powers of two: few programs, and at most half of a prefix is fed token by token.
         prefill = 1 << (int(given.min()).bit_length() - 1)
+        numbers = np.arange(count, dtype=np.int32) if rows is None else np.array(rows, np.int32)
 
         def prepare(at: np.ndarray) -> tuple[np.ndarray, ...]:
             start = prefixes[at]
             # A padding row ends at once, so that the loop does not wait for it.
             start[at < 0, prefill] = vocabulary.eos_id
-            return self._pictures(images, at), start, at.astype(np.int32)
+            return self._pictures(images, at), start, numbers[at]
 
         program = self._program(programs.generate, vocabulary=vocabulary, prefill=prefill)
         return self._collect(

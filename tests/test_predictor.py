@@ -277,6 +277,9 @@ def test_samples_depend_on_seed_and_place_alone(predictor):
     assert predictor.caption(images, **options) == captions
     assert predictor.caption(images[:5], **options) == captions[:5]
     assert predictor.caption(images, seed=1, **options) != captions
+    how = dataclasses.replace(predictor.contract.decoding, **options)
+    tokens, _ = predictor.generate(images[4:7], how, rows=(4, 5, 6))
+    assert predictor.contract.detokenize(tokens) == captions[4:7]
     repeated = predictor.caption(np.repeat(images[:1], 8, axis=0), **options)
     assert len(set(repeated)) > 4
 

@@ -60,6 +60,7 @@ LAYERS = (
         "planning",
         "report",
         "doctor",
+        "annotate",
     ),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -70,7 +70,25 @@ def encode(features: Mapping[str, Any]) -> bytes:
       TypeError: a value of another type, or values of different types in one feature.
       ValueError: an integer beyond 64 bits.
     """
-    example = _Example()
+    return _fill(_Example(), features).SerializeToString(deterministic=True)
+
+
+def extend(data: bytes, features: Mapping[str, Any]) -> bytes:
+    """A serialized Example with further features; those that it has stay as they are.
+
+    Raises:
+      BadRecord: the bytes are no Example ("malformed").
+      ValueError: it has one of them already.
+      TypeError: as `encode`.
+    """
+    example = _parse(data)
+    for name in features:
+        if name in example.features.feature:
+            raise ValueError(f"the feature {name!r} is there already")
+    return _fill(example, features).SerializeToString(deterministic=True)
+
+
+def _fill(example: message.Message, features: Mapping[str, Any]) -> message.Message:
     for name, value in features.items():
         feature = example.features.feature[name]
         if isinstance(value, np.ndarray):
@@ -90,7 +108,14 @@ def encode(features: Mapping[str, Any]) -> bytes:
                 f"feature {name!r} holds {types}: an Example holds bytes, text, integers or "
                 "floats, and one of these in a feature"
             )
-    return example.SerializeToString(deterministic=True)
+    return example
+
+
+def _parse(data: bytes) -> message.Message:
+    try:
+        return _Example.FromString(data)
+    except message.DecodeError as error:
+        raise BadRecord("malformed", f"not a tf.train.Example ({error})") from error
 
 
 def decode(data: bytes, names: Collection[str] | None = None) -> dict[str, Values]:
@@ -99,10 +124,7 @@ def decode(data: bytes, names: Collection[str] | None = None) -> dict[str, Value
     Raises:
       BadRecord: the bytes are no Example ("malformed").
     """
-    try:
-        features = _Example.FromString(data).features.feature
-    except message.DecodeError as error:
-        raise BadRecord("malformed", f"not a tf.train.Example ({error})") from error
+    features = _parse(data).features.feature
     found = {}
     for name in features if names is None else names:
         if name in features:  # Asking a protobuf map for an absent key would add it.

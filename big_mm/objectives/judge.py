@@ -11,7 +11,6 @@ from jaxtyping import Array
 from big_mm.data.contract import Contract
 from big_mm.objectives.base import Weighted
 from big_mm.spec import UserError
-from big_mm.training.init_from import InitFrom
 from big_mm.types import Batch, Outputs
 
 
@@ -21,11 +20,12 @@ class Judge:
 
     Attributes:
       model: a Flax module, `model.apply(variables, batch, train=False) -> outputs`.
-      init_from: its checkpoint, whose contract is the run's: it is shown the run's own batches.
+      init_from: its checkpoint (`training.init_from.InitFrom`), whose contract is the run's: it is
+        shown the run's own batches.
     """
 
     model: nn.Module
-    init_from: InitFrom
+    init_from: Any
 
     def init(self, rng: Array, contract: Contract) -> Any:
         """Fresh parameters, in whose place `load` puts the checkpoint's."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from big_mm import spec
+from big_mm.curation.asking import Annotator
 from big_mm.data.transforms import ChooseCaption
 
 CONFIG = "experiments/laclip/config.py"
@@ -69,3 +70,15 @@ def test_with_one_caption_it_is_clip():
     for weights in (None, (1.0,)):
         rng = np.random.default_rng(0)
         assert ChooseCaption(weights=weights).random_map(record, rng)["caption"] == "two rings"
+
+
+def test_the_config_of_the_rewrites_asks_four_things_of_a_caption(repository):
+    config = spec.load_config(str(repository / "experiments/laclip/rewrite.py"))
+    assert spec.to_json(spec.from_json(spec.to_json(config))) == spec.to_json(config)
+    annotator = spec.build(config)
+    assert isinstance(annotator, Annotator) and annotator.adds == ("rewrites",)
+    questions = annotator.questions({"captions": ["two red circles"]})
+    assert len({question.key for question in questions}) == 4
+    assert {question.content for question in questions} == {
+        ("two red circles", n) for n in range(4)
+    }

@@ -1,0 +1,1 @@
+"""Offline jobs over shards of records: `python -m big_mm.annotate`."""
