@@ -61,9 +61,10 @@ def test_initialised_with_the_words_it_is_the_hand_prompt(pool):
     hand = run(plain, *texts(*([*WORDS, *name] for name in names)))
     found = tiny.method(made, "encode_text")(variables, *narrow(texts(*names)))
     np.testing.assert_array_equal(found["text_embedding"], hand["text_embedding"])
-    # The outputs are of the words, as without prompts.
+    # The outputs are of the words, as without prompts; taken out of the rest, they may be computed
+    # together with it and rounded otherwise.
     assert found["text_tokens"].shape[1] == tiny.LENGTH - 2
-    np.testing.assert_array_equal(found["text_tokens"][:, 1:], hand["text_tokens"][:, 3:])
+    np.testing.assert_allclose(found["text_tokens"][:, 1:], hand["text_tokens"][:, 3:], atol=1e-6)
 
 
 @pytest.mark.parametrize("position, before", [("middle", 1), ("front", 0)])
@@ -76,9 +77,8 @@ def test_the_words_stand_before_around_or_behind_the_name(position, before):
     np.testing.assert_array_equal(found["text_embedding"], expected["text_embedding"])
     for row, name in enumerate(names):
         places = [0, *(1 + before + i for i in range(len(name))), 4 + len(name)]  # with bos, eos
-        np.testing.assert_array_equal(
-            found["text_tokens"][row, : len(places)], expected["text_tokens"][row, places]
-        )
+        own = found["text_tokens"][row, : len(places)]
+        np.testing.assert_allclose(own, expected["text_tokens"][row, places], atol=1e-6)
 
 
 def test_each_class_has_its_own_context():
