@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from big_mm import flops
 from big_mm import mesh as mesh_lib
 from big_mm.losses.contrastive import Softmax
+from big_mm.losses.selection import Selected
 from big_mm.planning.collectives import collectives
 from big_mm.planning.hlo import Module
-from experiments.filip.selection import Selected
 from experiments.filip.similarity import LateInteraction
 
 

@@ -71,9 +71,8 @@ def scorer() -> ml_collections.ConfigDict:
     towers = {name: model[name] for name in ("image", "text", "embed_dim")}
     config.objective.model = spec(grammar.GrammarDualEncoder, **towers)
     config.objective.losses["grammar"] = spec(grammar.GrammarLoss)
-    config.data.sources = (
-        base.described(("groups", "colours", "kinds"), captions="caption_short"),
-    )
+    source = base.described(("groups", "colours", "kinds"), captions="caption_short")
+    config.data.sources = (source,)
     config.data.transforms = (
         config.data.transforms[0],
         spec(ChooseCaption, weights=(0.1, 0.1, 1.0, 0.5, 0.5, 0.5)),

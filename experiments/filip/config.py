@@ -9,11 +9,11 @@ tokens; its evaluation sees them all.
 """
 
 from big_mm.evaluators import PointingGame
+from big_mm.losses.selection import Selected
 from big_mm.similarity import Cosine
 from big_mm.spec import choose, spec
 from configs import quickstart
 from experiments import base
-from experiments.filip.selection import Selected
 from experiments.filip.similarity import LateInteraction, TokenDualEncoder
 
 VARIANTS = ("filip", "clip", "selected")

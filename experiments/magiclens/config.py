@@ -43,8 +43,7 @@ def get_config(arg: str = "magiclens") -> ml_collections.ConfigDict:
     config = base.clip()
     model = config.objective.model
     towers = {name: model[name] for name in ("image", "text", "embed_dim")}
-    fusion = FUSIONS.get(arg, spec(Attention))
-    config.objective.model = spec(MagicLens, **towers, fusion=fusion)
+    config.objective.model = spec(MagicLens, **towers, fusion=FUSIONS.get(arg, spec(Attention)))
     config.init_from = spec(InitFrom, path=base.JUDGE)
     similarity = spec(Cosine, image=("query_embedding",), text=("target_embedding",))
     negatives = () if arg == "no_negatives" else ("image_embedding",)

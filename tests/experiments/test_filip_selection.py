@@ -7,8 +7,8 @@ import pytest
 
 from big_mm import mesh as mesh_lib
 from big_mm.losses.contrastive import Softmax
+from big_mm.losses.selection import Selected
 from big_mm.spec import UserError
-from experiments.filip.selection import Selected
 from experiments.filip.similarity import LateInteraction
 from tests.experiments.test_filip import as_jax, case
 

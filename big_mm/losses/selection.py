@@ -23,7 +23,7 @@ class Selected:
     devices, tiles or microbatches. The choice has no gradient, the tokens that stay have.
 
     Attributes:
-      loss: with a similarity of tokens (`LateInteraction`).
+      loss: with a similarity of tokens, such as FILIP's.
       image_share: of the patches; rounded, at least one.
       text_share: of the slots of a text, padding among them, which is chosen last and is no word
         then: of 76 slots a quarter is all of a caption of 19 tokens.
