@@ -33,40 +33,36 @@ from big_mm.curation import annotation
 from big_mm.curation.asking import Annotator
 from big_mm.data.damage import DAMAGE
 from big_mm.spec import UserError
+from big_mm.training import writers
 
-# Seconds between two lines of progress: on a terminal, where they replace each other, and in a log;
-# and over how many of them the rate is taken, as answers that are kept already cost no time.
-_REFRESH, _LOGGED = (0.5, 120), (60.0, 5)
+# Seconds between two updates, and over how many the rate is taken: kept answers cost no time.
+_EVERY, _WINDOW = 10.0, 12
 
 
 class _Progress:
-    """Records, rate and the time left, on stderr."""
+    """Records, rate and the time left."""
 
     def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._every, lines = _REFRESH if self._terminal else _LOGGED
-        self._shown = collections.deque([(time.monotonic(), 0)], maxlen=lines)
+        self._line: writers.ProgressLine | None = None
+        self._shown = collections.deque([(time.monotonic(), 0)], maxlen=_WINDOW)
 
     def __call__(self, done: int, total: int, bad: int) -> None:
         now = time.monotonic()
-        if done < total and now - self._shown[-1][0] < self._every:
+        if done < total and now - self._shown[-1][0] < _EVERY:
             return
+        self._line = self._line or writers.ProgressLine(total, "record")
         begun, before = self._shown[0]
-        rate = (done - before) / max(now - begun, 1e-9)
         self._shown.append((now, done))
-        minutes, seconds = divmod(int((total - done) / rate) if rate else 0, 60)
-        text = (
-            f"{done:,} of {total:,} records ({done / total:.1%}), {rate:,.1f} records/s, "
-            f"{minutes // 60}h {minutes % 60:02}m {seconds:02}s left"
-            f"{f', {bad:,} damaged' if bad else ''}"
-        )
-        begin, end = ("\r\x1b[K", "") if self._terminal else ("", "\n")
-        print(f"{begin}{text}", end=end, file=sys.stderr, flush=True)
+        text = f"{bad:,} damaged" if bad else ""
+        if rate := (done - before) / max(now - begun, 1e-9):
+            left = writers.duration((total - done) / rate)
+            text = f"{rate:,.1f} records/s  {left} left  {text}"
+        self._line.update(done, text.rstrip())
 
     def close(self) -> None:
-        """Ends the line that is left."""
-        if self._terminal and len(self._shown) > 1:
-            print(file=sys.stderr)
+        """Leaves the line as it is."""
+        if self._line is not None:
+            self._line.close()
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

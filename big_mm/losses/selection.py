@@ -37,6 +37,12 @@ class Selected:
     group: int = 32
 
     def __post_init__(self) -> None:
+        similarity = self.loss.similarity
+        if (len(similarity.image), len(similarity.text)) != (1, 2):
+            raise UserError(
+                f"Selected chooses among tokens, but {similarity} does not compare the tokens of "
+                "an image with those of a text and their mask"
+            )
         for name in ("image_share", "text_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name}={getattr(self, name)} must be above 0 and at most 1")

@@ -154,7 +154,8 @@ class Loop:
         primary = jax.process_index() == 0
         self.writer = writers.MetricsWriter(folder, start) if primary else None
         self.incidents = writers.IncidentLog(folder, position(state)) if primary else None
-        self.progress = writers.ProgressLine(start, self.run.steps) if primary else None
+        self.progress = writers.ProgressLine(self.run.steps, "step") if primary else None
+        self.say(start, "compiling")
 
     def fit(self) -> dict[str, float] | None:
         """Steps to the end and evaluates; None if SIGTERM came first. The last state is saved."""

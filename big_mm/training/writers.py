@@ -153,17 +153,17 @@ class Throughput:
 class ProgressLine:
     """One live line on a terminal (more if it is narrow); elsewhere a plain line an update."""
 
-    def __init__(self, step: int, steps: int):
-        self._steps = steps
+    def __init__(self, total: int, unit: str):
+        """`unit`: what is counted, "step"."""
+        self._total, self._unit = total, unit
         console = rich.console.Console(file=sys.stderr)
         self._live: rich.live.Live | None = None
         if console.is_terminal:
             self._live = rich.live.Live(console=console, refresh_per_second=2)
             self._live.start()
-        self.update(step, "compiling")
 
-    def update(self, step: int, text: str) -> None:
-        line = f"step {step:,}/{self._steps:,}  {text}"
+    def update(self, done: int, text: str) -> None:
+        line = f"{self._unit} {done:,}/{self._total:,}  {text}"
         if self._live is not None:
             self._live.update(rich.text.Text(line))
         else:

@@ -83,6 +83,8 @@ def test_tiles_and_devices_change_neither_value_nor_gradient():
 
 
 def test_what_makes_no_sense():
+    with pytest.raises(UserError, match="does not compare the tokens"):
+        Selected(Softmax())
     with pytest.raises(UserError, match="text_share=1.5 must be above 0 and at most 1"):
         Selected(LOSS, text_share=1.5)
     with pytest.raises(UserError, match="group=4 does not divide the batch of 6 rows"):

@@ -76,7 +76,8 @@ def test_throughput_leaves_out_pauses(monkeypatch):
 
 
 def test_progress_without_a_terminal_is_plain_lines(capsys):
-    line = writers.ProgressLine(0, 1000)
+    line = writers.ProgressLine(1000, "step")
+    line.update(0, "compiling")
     line.update(3, "loss 1.0")
     line.close()
     assert capsys.readouterr().err == "step 0/1,000  compiling\nstep 3/1,000  loss 1.0\n"
